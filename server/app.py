@@ -28,6 +28,7 @@ from varangian.protos.shared_settings import SharedSettings
 from varangian.server.identity.sessions import Sessions
 from varangian.server.identity.tls import Security
 from varangian.server.limits.limits import DEFAULT_LIMITS, Limits
+from varangian.server.observability.traffic import Traffic
 from varangian.server.process import frozen_garbage_collector, touch_heartbeat
 from varangian.server.transport.administration import MemberDesk
 from varangian.server.transport.enrolment import EnrolmentPort
@@ -65,6 +66,7 @@ async def serve(
     grace: Callable[[], float] = float,
     end: Callable[[str], None] = log.error,
     refused: Counter[str] | None = None,
+    traffic: Traffic | None = None,
     desk: MemberDesk | None = None,
     enrolment: EnrolmentPort | None = None,
 ) -> str:
@@ -92,6 +94,7 @@ async def serve(
         grace: as of `Coordinator.run`.
         end: called with the reason why the run should not go on; is to set `stop`.
         refused: where to count refused calls and closed connections, by code.
+        traffic: where to count pushes and bytes.
         desk: decides about changes of the workers; without one they stay the same.
         enrolment: the port for new workers; None has none.
 
@@ -135,6 +138,7 @@ async def serve(
             refusals,
             desk,
             None if enrolment is None else enrolment.enrolment,
+            traffic,
         )
         stack.callback(service.dismiss)
         service.add_to(handlers)

@@ -216,6 +216,16 @@ class Sessions:
             if session.silence(now) <= silence and not session.has_ended(now, grace)
         )
 
+    def silences(self) -> dict[str, float]:
+        """Seconds since the process of each worker was known to be there, of all that have joined."""
+        now = self._clock()
+        return {name: session.silence(now) for name, session in self._sessions.items()}
+
+    def certificate_ends(self) -> dict[str, float]:
+        """The end of the certificate of the last call of each worker, in seconds since 1970."""
+        found = {name: session.certificate for name, session in self._sessions.items()}
+        return {name: certificate.ends for name, certificate in found.items() if certificate is not None}
+
     def claimed_name(self, metadata: Metadata, peer: Peer = UNPROVEN) -> str:
         """The worker that a caller claims to be, for the log: not verified, and safe to print."""
         given = (

@@ -50,6 +50,8 @@ class RoundRecord:
     """Missing workers that it did not wait for, with the reason: absent, or rounds missed in a row."""
     because: str | None = None
     """The reason why the round was closed when it was; None when there is no update."""
+    quorum_after: float | None = None
+    """Seconds from the start of the round until its quorum had answered; None without one."""
     deadline: float | None = None
     """Seconds from the start of the round to its deadline, if it set itself."""
     declined: dict[str, str] = dataclasses.field(default_factory=dict[str, str])
@@ -78,6 +80,8 @@ class RoundRecord:
     then on, quorum and f, and who has asked for it."""
     seconds: dict[str, float]
     """By phase: wait (for pushes; of virtual time in a simulation), aggregate, step, evaluate."""
+    aggregation: dict[str, float] = dataclasses.field(default_factory=dict[str, float])
+    """Seconds of the parts of `aggregate`, where they are known: gram, rule."""
 
     @property
     def scores(self) -> Scores:
@@ -162,6 +166,7 @@ def record_of_step(
         waited_for=tuple(worker for worker in close.missing if worker not in close.not_waited_for),
         not_waited_for=dict(close.not_waited_for),
         because=close.because,
+        quorum_after=close.quorum_after,
         deadline=close.deadline,
         declined=dict(close.declined),
         revoked=close.revoked,
@@ -194,6 +199,7 @@ def record_of_skip(
         missing=skip.missing,
         waited_for=tuple(worker for worker in skip.missing if worker not in skip.not_waited_for),
         not_waited_for=dict(skip.not_waited_for),
+        quorum_after=skip.quorum_after,
         deadline=skip.deadline,
         declined=dict(skip.declined),
         revoked=skip.revoked,

@@ -217,6 +217,8 @@ class RollCall:
     """Missing workers that were not waited for, with the reason; the others were, in vain."""
     deadline: Seconds | None = None
     """The deadline of the round if it was set by itself."""
+    quorum_after: Seconds | None = None
+    """From the start of the round until its quorum had answered; None if it had not."""
 
 
 @dataclass(frozen=True)

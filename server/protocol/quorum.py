@@ -6,7 +6,7 @@ which f - 1 are.
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import replace
 from enum import Enum, auto
 from typing import NamedTuple, TypeVar
@@ -14,7 +14,7 @@ from typing import NamedTuple, TypeVar
 from varangian.server.protocol.adaptive_waiting import WaitingHistory, is_patient
 from varangian.server.protocol.deadlines import Arrivals, after_round
 from varangian.server.protocol.events import Close, RollCall, Seconds, Skip, Worker
-from varangian.server.protocol.state import Phase, RunPolicy, RunState
+from varangian.server.protocol.state import NEVER, Phase, RunPolicy, RunState
 
 R = TypeVar("R", bound=RollCall)
 
@@ -242,6 +242,28 @@ def quorum_time(policy: RunPolicy, state: RunState, answers: Answers) -> Seconds
     return max(own, 0.0 if state.opened_at is None else state.at - state.opened_at)
 
 
+def quorum_after(policy: RunPolicy, state: RunState, answers: Answers) -> Seconds | None:
+    """Seconds from the start of the round until its quorum had answered; None if it has not.
+
+    A proven fault counts as an answer, and its time is not known: it is taken for the first.
+    """
+    spans, enough = arrivals(state, answers.pushed), answers.quorum - len(answers.faulty)
+    if len(spans) < enough:
+        return None
+    return sorted(spans.values())[enough - 1] if enough > 0 else 0.0
+
+
+def arrivals(state: RunState, workers: Iterable[Worker]) -> dict[Worker, Seconds]:
+    """Seconds from the start of the round until the vectors of these workers came; 0 if they were there."""
+    opened_at = state.at if state.opened_at is None else state.opened_at
+
+    def after(worker: Worker) -> Seconds:
+        asked_at = state.asked.get(worker, (NEVER, opened_at))[1]
+        return max(0.0, asked_at + state.took.get(worker, 0.0) - opened_at)
+
+    return {worker: after(worker) for worker in workers}
+
+
 def quorum(policy: RunPolicy, full_size: int, there: int) -> int:
     """The fewest answers with which a round closes, where so many could answer at the most."""
     return policy.quorum if policy.fixed else policy.selection.quorum(policy.quorum, full_size, there)
@@ -273,6 +295,7 @@ def summarise(kind: type[R], policy: RunPolicy, state: RunState, answers: Answer
         revoked=tuple(sorted(state.revoked)),
         not_waited_for={worker: _reason(state, worker) for worker in silent if worker in aside},
         deadline=None if policy.auto is None else policy.deadline_of(state),
+        quorum_after=quorum_after(policy, state, answers),
     )
 
 

@@ -393,6 +393,11 @@ class Coordinator:
         """The number of rounds of the run if it is not stopped."""
         return self._machine.policy.rounds
 
+    @property
+    def row_bytes(self) -> int:
+        """Bytes of memory of the vectors of a round."""
+        return self._storage.nbytes
+
     def status(self) -> Status:
         return Status.of(self._machine, self._now())
 

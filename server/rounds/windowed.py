@@ -115,6 +115,10 @@ class WindowedRounds:
         """The interface of these rounds for slots."""
         return SlotListener(self.refusal, self.progressed, self.wait_for_room)
 
+    @property
+    def nbytes(self) -> int:
+        return sum(row.nbytes for row in self._rows.values())
+
     def lend(self, worker: Worker, round: int) -> Refusal | None:
         """Why a worker need not offer anything for this round any more."""
         self._follow()

@@ -19,6 +19,11 @@ from varangian.server.protocol.events import Worker
 class RowStorage(Protocol):
     """Storage of vectors until their round has used them. For the event loop."""
 
+    @property
+    def nbytes(self) -> int:
+        """Bytes of memory of the rows."""
+        ...
+
     def lend(self, worker: Worker, round: int, /) -> Refusal | None:
         """See that there is a row for a vector of this worker; or why there is none."""
         ...
@@ -83,6 +88,10 @@ class LentRows:
     def __len__(self) -> int:
         return len(self._rows)
 
+    @property
+    def nbytes(self) -> int:
+        return sum(row.nbytes for row in self._rows)
+
     def add(self, rows: Tensor) -> None:
         """Lend these rows (k, d), too."""
         for row in rows:
@@ -140,6 +149,10 @@ class RowsInPlace:
         self._dtype = WIRE[dtype][1]
         self._rows: dict[Worker, Tensor] = {}
         self._held = set[Worker]()
+
+    @property
+    def nbytes(self) -> int:
+        return sum(row.nbytes for row in self._rows.values())
 
     def lend(self, worker: Worker, round: int) -> Refusal | None:
         return Refusal.BUSY if worker in self._held else None

@@ -16,6 +16,7 @@ from varangian.protos.data_channel.tickets import DataTicket
 from varangian.protos.encoding import FLOAT32
 from varangian.protos.messages import CHUNK_BYTES, CHUNK_FLOOR
 from varangian.protos.network.chunk_size import ChunkSize
+from varangian.server.observability.traffic import Traffic
 from varangian.server.rounds.pulls import AnsweredPull, Pulls
 from varangian.server.training.parameters import Snapshot
 from varangian.server.transport import calls
@@ -71,13 +72,22 @@ class Downloads:
         pulls: knows whether somebody still waits for the answer.
         idle: seconds without progress after which a stream is given up.
         alive: called with the worker at each message.
+        traffic: counts the bytes that go.
     """
 
-    def __init__(self, contract: Contract, pulls: Pulls, idle: float, alive: Callable[[str], None]) -> None:
+    def __init__(
+        self,
+        contract: Contract,
+        pulls: Pulls,
+        idle: float,
+        alive: Callable[[str], None],
+        traffic: Traffic,
+    ) -> None:
         self._contract = replace(contract, dtype=FLOAT32)
         self._pulls = pulls
         self._idle = idle
         self._alive = alive
+        self._sent = traffic.sent
         self._broadcast: Broadcast | None = None
 
     async def send_model(self, worker: str, pull: AnsweredPull, chunk_bytes: int, call: Call) -> None:
@@ -97,11 +107,13 @@ class Downloads:
                     await timer.wait(call.write(AGAIN if over else message))
                 if over:
                     return
+                self._sent["grpc"] += len(message)
 
     def inline(self, pull: AnsweredPull) -> bytes:
         """The model of an answered pull in one message, which is on its way from now on."""
         assert pull.snapshot is not None
         pull.delivered = True
+        self._sent["grpc"] += len(pull.snapshot.payload)
         return self._shared(pull.snapshot).inline
 
     async def send_beside(self, worker: str, pull: AnsweredPull, ticket: DataTicket, call: Call) -> None:
@@ -120,7 +132,7 @@ class Downloads:
                 transfer = Transfer(pieces(snapshot.payload))
                 while not transfer.done and not self._pulls.over(worker, snapshot.round):
                     await timer.wait(connection.ready())
-                    await connection.send(transfer)
+                    self._sent["data"] += await connection.send(transfer)
                     self._alive(worker)
         if transfer.done:
             pull.delivered = True

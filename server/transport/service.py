@@ -34,6 +34,7 @@ from varangian.server.limits.connections import ConnectionLimits
 from varangian.server.limits.limits import Limits
 from varangian.server.limits.quotas import Calls, RoundQuotas
 from varangian.server.limits.upload_scheduler import UploadScheduler
+from varangian.server.observability.traffic import Push, Traffic
 from varangian.server.protocol.events import Members
 from varangian.server.rows.slot import Overtaken, Slot
 from varangian.server.transport import calls, uploads
@@ -106,8 +107,10 @@ class Service:
         refusals: Refusals | None = None,
         desk: MemberDesk | None = None,
         enrolment: EnrolmentDesk | None = None,
+        traffic: Traffic | None = None,
     ) -> None:
         self._coordinator = coordinator
+        self._traffic = traffic or Traffic()
         self._administration = Administration(sessions, desk, contract.run_id, enrolment)
         self.refusals = refusals or Refusals()
         self._sessions = sessions
@@ -125,7 +128,7 @@ class Service:
         self.connections = ConnectionLimits(len(sessions.names), self.refusals.count)
         self._door = CallAdmission(sessions, self.connections, Calls(limits.calls, limits.calls_at_once))
         self._requests = SmallMessages(len(sessions.names))
-        self._downloads = Downloads(contract, coordinator.pulls, limits.idle, sessions.touch)
+        self._downloads = Downloads(contract, coordinator.pulls, limits.idle, sessions.touch, self._traffic)
         self._told = set[str]()
         self._heard = asyncio.Event()
         self._attending = StreamQuota(limits.streams)
@@ -264,6 +267,10 @@ class Service:
 
     @answer_refusals
     async def push(self, call: Call) -> bytes:
+        with self._traffic.push() as push:
+            return await self._push(call, push)
+
+    async def _push(self, call: Call, push: Push) -> bytes:
         worker = self._identify(call)
         with self._quota.stream(worker), self._sessions.calling(worker):
             async with self._requests.reading(worker):
@@ -278,6 +285,7 @@ class Service:
                     worker, manifest.round, manifest.content_digest, self._contract.dtype
                 )
                 if slot is Refusal.DUPLICATE:
+                    push.duplicate = True
                     return ps_pb2.PushReply(round=manifest.round, duplicate=True).SerializeToString()
                 if isinstance(slot, Refusal):
                     raise self._refused(slot)
@@ -422,11 +430,14 @@ class Service:
         try:
             self._round_quotas.upload(slot.worker, slot.round)
             if first.payload:
+                self._traffic.received["grpc"] += len(first.payload)
                 await slot.put_whole(first.payload, slot.digest)
                 return
             transfer = AssociatedData.of("push", first.manifest, slot.worker, slot.size)
             with self._ticket(transfer, call) as ticket:
-                upload = uploads.Upload(slot, call, self._upload_scheduler, self._limits, alive, ticket)
+                upload = uploads.Upload(
+                    slot, call, self._upload_scheduler, self._limits, alive, self._traffic, ticket
+                )
                 slot.digest = await upload.receive(slot.digest)
         except Overtaken as error:
             await self._coordinator.release(slot)

@@ -20,6 +20,7 @@ from varangian.protos.refusals import Refusal
 from varangian.server.limits.limits import Limits
 from varangian.server.limits.quotas import TokenBucket
 from varangian.server.limits.upload_scheduler import UploadScheduler, UploadTurn
+from varangian.server.observability.traffic import Traffic
 from varangian.server.rows.slot import Slot
 from varangian.server.transport import calls
 from varangian.server.transport.calls import Call
@@ -67,6 +68,7 @@ class Upload:
         scheduler: gives turns to uploads.
         limits: how long to wait.
         alive: called at each message.
+        traffic: counts the bytes that come.
         ticket: for a payload that comes beside the call.
     """
 
@@ -77,6 +79,7 @@ class Upload:
         scheduler: UploadScheduler,
         limits: Limits,
         alive: Callable[[], None],
+        traffic: Traffic,
         ticket: DataTicket | None = None,
     ) -> None:
         self._slot = slot
@@ -85,6 +88,7 @@ class Upload:
         self._upload_scheduler = scheduler
         self._idle = limits.idle
         self._alive = alive
+        self._received = traffic.received
         self._small = TokenBucket(SMALL_PER_SECOND, SMALL_AT_ONCE)
 
     async def receive(self, digest: bytes) -> bytes:
@@ -130,6 +134,7 @@ class Upload:
         self._slot.sink.check(offset, payload)
         if not self._slot.has_room(len(payload)):
             turn.release()  # the uploads that it waits for may need one
+        self._received["grpc"] += len(payload)
         await self._slot.put(payload)
         await self._slow_down(len(payload), turn)
 
@@ -146,6 +151,7 @@ class Upload:
             await turn.after_read(0)
             self._slot.check()
             came = await connection.receive(min(self._slot.free_bytes, TURN_BYTES), self._slot.sink.fill)
+            self._received["data"] += came
             await turn.after_read(came)
             self._slot.report_progress()
             self._alive()

@@ -143,6 +143,8 @@ class Server(Section):
     enrol_port: Annotated[int, Field(ge=0, le=65535)] | None = None
     """Port, on the same `host`, where `varangian join` asks for a certificate; of `varangian server` with
     certificates alone. 0 takes any free port; null takes no requests."""
+    metrics_port: Annotated[int, Field(ge=0, le=65535)] | None = None
+    """Port of metrics for Prometheus, and of a page to look at; 0 takes any free port, null has none."""
     heartbeat: str | None = None
     """Heartbeat file for health checks: the server touches it every second while it answers, so its age
     tells whether the server is alive."""

@@ -114,6 +114,8 @@ async def serve_run(
     enrolment = _enrolment(server_run, sessions, security, enrolling)
     try:
         coordinator = server_run.coordinator()
+        if server_run.config.server.metrics_port is not None:
+            server_run.measure(coordinator, sessions, security)
         return await serve(
             coordinator,
             sessions,
@@ -134,6 +136,7 @@ async def serve_run(
             grace=server_run.grace,
             end=server_run.stop.because,
             refused=server_run.refused,
+            traffic=server_run.traffic,
             desk=Desk(server_run, coordinator, sessions),
             enrolment=enrolment,
         )

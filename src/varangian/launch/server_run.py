@@ -14,7 +14,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import FrameType
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
@@ -44,9 +44,10 @@ from varangian.protos.contract import Terms
 from varangian.protos.encoding import WIRE
 from varangian.protos.network import descriptors
 from varangian.registry import ConfigError, Problem
-from varangian.server.identity.sessions import RECONNECT_GRACE
+from varangian.server.identity.sessions import RECONNECT_GRACE, Sessions
 from varangian.server.identity.tls import Security
 from varangian.server.observability.record import Observe, RoundRecord, Scores
+from varangian.server.observability.traffic import Traffic
 from varangian.server.protocol.machine import Machine
 from varangian.server.protocol.state import Phase
 from varangian.server.rounds.clock import MONOTONIC, Clock
@@ -56,6 +57,9 @@ from varangian.server.rows.source import RowSource
 from varangian.server.training.learner import Learner
 from varangian.weak_methods import weakly
 from varangian.worker.training.compute import VectorSource, WorkerCompute
+
+if TYPE_CHECKING:
+    from varangian.server.observability.metrics import Metrics
 
 WORTH_A_WORD = 10**8
 """Bytes of a checkpoint of which a run speaks when it starts."""
@@ -105,6 +109,9 @@ class ServerRun:
     saved: bool = False
     refused: Counter[str] = field(default_factory=Counter[str])
     """The number of refused calls and closed connections, by code."""
+    traffic: Traffic = field(default_factory=Traffic)
+    metrics: Metrics | None = None
+    """Of a server with a metrics port."""
     failures: CodeFailures = field(init=False)
     keeper: CheckpointKeeper | None = field(init=False)
     """Keeps checkpoints; None in a run that writes none."""
@@ -324,6 +331,27 @@ class ServerRun:
         else:
             self.note("the record is not signed: that needs pip install 'varangian[certs]'")
 
+    def measure(self, coordinator: Coordinator, sessions: Sessions, security: Security | None) -> Metrics:
+        """The metrics of this server, which from now on take each round."""
+        from varangian.server.observability.metrics import Facts, Metrics
+
+        keeper = self.keeper
+        self.metrics = Metrics(
+            Facts(
+                run=self.folder.path.name,
+                machine=self.machine,
+                sessions=sessions,
+                refused=self.refused,
+                traffic=self.traffic,
+                row_bytes=lambda: coordinator.row_bytes,
+                checkpoint=lambda: None if keeper is None else keeper.latest,
+                security=security,
+                epoch=self.terms.epoch,
+                updates=self.updates,
+            )
+        )
+        return self.metrics
+
     def grace(self) -> float:
         """Seconds that a stop waits for the open round: none where the run cannot go on as it is."""
         return 0.0 if self.stop.signal is None else self.config.server.stop_grace
@@ -446,6 +474,8 @@ class ServerRun:
         self.took_part |= dict.fromkeys(record.pushes or (), record.round)
         self.failures.look(record)
         self.folder.observe(record)
+        if self.metrics is not None:
+            self.metrics.observe(record)
         self.observe(record)
 
 

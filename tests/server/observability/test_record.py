@@ -70,6 +70,7 @@ def test_a_committed_round():
         "waited_for": ["w03"],
         "not_waited_for": {},
         "because": "all answered",
+        "quorum_after": None,
         "deadline": None,
         "declined": {"w04": "no memory left"},
         "revoked": ["w05"],
@@ -83,6 +84,7 @@ def test_a_committed_round():
         "resumed": None,
         "membership": None,
         "seconds": {"wait": 3.0, "evaluate": 4.0, "aggregate": 1.0, "step": 2.0},
+        "aggregation": {},
     }
 
 

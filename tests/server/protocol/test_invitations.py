@@ -335,7 +335,9 @@ def test_a_closed_round_that_came_to_nothing_has_used_its_vectors():
     close = the(Close, push(m, "w00"))
     ready(m, "w01")
     skip, opened, *invites = play(m, Ready("w00", 1, 1.0), Skipped(0, "no guarantee", 1.0))
-    assert skip == Skip(0, close.workers, {}, (), close.waited, "no guarantee")
+    assert skip == Skip(
+        0, close.workers, {}, (), close.waited, "no guarantee", quorum_after=close.quorum_after
+    )
     assert [opened, *invites] == [Open(1), Invite("w01", 1)]
     assert play(m, Offer("w00", 0, A, 1.0)) == [Duplicate("w00", 0)]
     assert refusal(m, Skipped(1, "x", 1.0)) is Refusal.NOT_CLOSED

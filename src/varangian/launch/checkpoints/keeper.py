@@ -82,11 +82,14 @@ class CheckpointKeeper:
         self._score: Score | None = None
         self._scores: dict[int, Score | None] = {}
         """Of the checkpoints that count: not those behind the one that the run goes on from, if any."""
+        self.latest: tuple[int, float] | None = None
+        """The newest checkpoint, and when it was complete in seconds since 1970; None if there is none."""
         if before is not None:
             self._alarms.restore(before["alarms"])
             self._score = Score.of(before["score"])
             found = self._folder.scores()
             self._scores = {round: score for round, score in found.items() if round <= before["round"]}
+            self.latest = before["round"], self._folder.file(before["round"]).stat().st_mtime
         self._copies: dict[str, Tensor] = {}
         self._writing: threading.Thread | None = None
         self._began = 0.0
@@ -215,6 +218,7 @@ class CheckpointKeeper:
         finally:
             draft.discard()
         self._scores[checkpoint.round] = checkpoint.score
+        self.latest = checkpoint.round, time.time()
         kept = to_keep(self._scores, self._checkpoints.keep, checkpoint.alarm)
         self._folder.prune(kept, checkpoint.round)
         self._scores = {round: self._scores[round] for round in kept}
