@@ -230,6 +230,8 @@ class Run:
         self._most = 0
         self._judged = 0
         """Lines of the record that were looked at."""
+        self._over = False
+        """Whether the server was killed after the result: workers may not have heard of the end."""
 
     def kills(self, most: int) -> Iterator[dict[str, Any]]:
         """Kill until the run has ended, or that often; then let it end."""
@@ -275,6 +277,7 @@ class Run:
         if not self._wait():
             return None
         victim.kill()
+        self._over = victim is programs.server and programs.has_result()
         at = programs.count()
         victim.start()
         began = time.monotonic()
@@ -342,7 +345,7 @@ class Run:
     def _unasked(self) -> list[str]:
         """Programs that ended by themselves before the run had."""
         found = []
-        for worker in self._programs.workers.values():
+        for worker in () if self._over else self._programs.workers.values():
             try:
                 code = worker.wait(IN_TIME)
             except subprocess.TimeoutExpired:

@@ -158,6 +158,11 @@ class Supervised:
         found: dict[str, Any] = json.loads((run / "result.json").read_text())
         return found
 
+    def has_result(self) -> bool:
+        """Whether the run has written its result."""
+        run = self.run
+        return run is not None and (run / "result.json").exists()
+
     def until_lines(self, count: int, seconds: float) -> bool:
         """Wait for more lines of the record than this; False if the server ends before.
 

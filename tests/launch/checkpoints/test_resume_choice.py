@@ -3,6 +3,7 @@
 import json
 import os
 import re
+import socket
 
 import pytest
 from tests.launch.checkpoints.kit import CONFIG
@@ -11,6 +12,7 @@ from varangian.config import load
 from varangian.config.identity import run_id
 from varangian.launch import RunError
 from varangian.launch.checkpoints.folder import CheckpointFolder
+from varangian.launch.checkpoints.lock import FolderLock, boot
 from varangian.launch.checkpoints.resume import RunOver, find_run, last_round, resume, settings_of
 from varangian.registry import ConfigError
 from varangian.state_file import read, write
@@ -227,6 +229,26 @@ def test_the_newest_run_with_these_settings_and_rounds_left_is_found(run, tmp_pa
     assert find_run(other) is None
     assert find_run(other, whatever=True) == run
     (run / "result.json").write_text(json.dumps({"rounds": 20}))
+    FolderLock.take(run, print).release()
     assert find_run(load(None, settings)) is None
     assert find_run(load(None, [*settings, "rounds=30"])) == run
     assert find_run(load(None, [*settings[:-1], "output=/nowhere"])) is None
+
+
+def test_a_server_that_was_killed_after_the_result_begins_no_other_run(run, tmp_path):
+    (run / "result.json").write_text(json.dumps({"rounds": 20}))
+    dead = {
+        "pid": 1,
+        "host": socket.gethostname(),
+        "boot": boot(),
+        "began": "2026-01-01T00:00:00",
+        "epoch": 3,
+    }
+    (run / "lock").write_text(json.dumps(dead) + "\n")
+    config = load(
+        None, ["data=synthetic", "model=softmax", "workers=5", "f=1", "rounds=20", f"output={tmp_path}"]
+    )
+    assert find_run(config) == run
+    with pytest.raises(RunOver, match=r"all 20 rounds of .* are done"):
+        resume(config, run, print)
+    assert find_run(config) is None  # the next one is a new run, as after an orderly end

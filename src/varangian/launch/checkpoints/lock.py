@@ -120,6 +120,19 @@ class FolderLock:
             os.close(descriptor)
 
 
+def has_ended(folder: Path) -> bool:
+    """Whether the last server that worked in a folder said that it ended; also where there was none."""
+    try:
+        descriptor = os.open(folder / NAME, os.O_RDONLY | os.O_CLOEXEC)
+    except OSError:
+        return True
+    try:
+        last = _last(descriptor)
+    finally:
+        os.close(descriptor)
+    return last is None or last["ended"] is not None
+
+
 def _cannot_write(path: Path, error: OSError) -> RunError:
     return RunError(f"{path} cannot be written: {error.strerror or error}. It says who works in the folder")
 

@@ -18,7 +18,7 @@ from varangian.config.yaml_text import dump
 from varangian.files import settings_file, user_path
 from varangian.launch.checkpoints.changes import Change, changes, learning_rates, problems, refused
 from varangian.launch.checkpoints.folder import CheckpointFolder, facts_of
-from varangian.launch.checkpoints.lock import FolderLock
+from varangian.launch.checkpoints.lock import FolderLock, has_ended
 from varangian.launch.checkpoints.resumed import Resumed
 from varangian.launch.membership.members_file import MembersFile
 from varangian.launch.output.chain import BRANCH, digest
@@ -63,6 +63,9 @@ def settings_of(
 def find_run(config: RunConfig, *, whatever: bool = False) -> Path | None:
     """The newest run below `output` that can go on with this configuration; None if there is none.
 
+    It has rounds left; or it is the newest, and its server was killed after it had written the result: then
+    `resume` says that all is done, so that a supervisor does not begin another run.
+
     Args:
         config: whose settings that matter are those of the run.
         whatever: take the newest run with rounds left, whatever its settings are.
@@ -74,7 +77,15 @@ def find_run(config: RunConfig, *, whatever: bool = False) -> Path | None:
         return None
     found = [(settings_file(path), path) for path in names]
     began = [((path / MANIFEST).stat().st_mtime, path) for file, path in found if _is_run(file, path)]
-    return next((path for _, path in sorted(began, reverse=True) if _fits(path, config, whatever)), None)
+    newest = True
+    for _, path in sorted(began, reverse=True):
+        if (rounds := _rounds_of(path, config, whatever)) is None:
+            continue
+        # The newest one also if it has none left, and its server was killed before it had ended.
+        if _done(path) < rounds or (newest and not has_ended(path)):
+            return path
+        newest = False
+    return None
 
 
 def with_seed_of(config: RunConfig, before: RunConfig) -> RunConfig:
@@ -112,6 +123,10 @@ def resume(
     if wrong and not force:
         raise ConfigError(problems(wrong))
     if (done := _done(folder)) >= config.rounds:
+        if not has_ended(folder):
+            FolderLock.take(
+                folder, note, force=force, least=_least_epoch(CheckpointFolder(folder))
+            ).release()
         raise RunOver(f"all {done} rounds of {folder} are done; add rounds=N to go on")
     checkpoints, members = CheckpointFolder(folder), MembersFile.read(folder)
     lock = FolderLock.take(folder, note, force=force, least=_least_epoch(checkpoints))
@@ -208,15 +223,15 @@ def _is_run(file: Path, path: Path) -> bool:
     return file.is_file() and (path / MANIFEST).is_file()
 
 
-def _fits(folder: Path, config: RunConfig, whatever: bool) -> bool:
-    """Whether the run in a folder has rounds left, and goes on with this configuration."""
+def _rounds_of(folder: Path, config: RunConfig, whatever: bool) -> int | None:
+    """The rounds that a run should have; None if it does not go on with this configuration."""
     with suppress(ConfigError, RunError, OSError):
         before = settings_of(folder)
         if whatever:
-            return _done(folder) < before.rounds
-        found = changes(before, with_seed_of(config, before))
-        return _done(folder) < config.rounds and not refused(found, config)
-    return False
+            return before.rounds
+        if not refused(changes(before, with_seed_of(config, before)), config):
+            return config.rounds
+    return None
 
 
 def _done(folder: Path) -> int:
