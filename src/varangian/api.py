@@ -148,6 +148,8 @@ def sweep(
     jobs: int | None = None,
     seeds: int | None = None,
     format: str | None = None,
+    engine: str | None = None,
+    engine_options: str = "",
     **settings: Any,
 ) -> SweepResult:
     """Run every point of a grid that has no run yet, and return when all are over.
@@ -161,12 +163,15 @@ def sweep(
         seeds: as many seeds from 1 on, in place of those of the grid.
         format: shows progress as the command does: auto, rich, plain or json; by default nothing is
             printed.
+        engine: that carries the runs out in place of this machine: slurm or ray.
+        engine_options: for the engine, as for Slurm "--partition=short --time=30".
         settings: of every run, as for `run`.
 
     Raises:
         ConfigError: with every problem found in the grid.
         RunError: a run folder is of another version, or cannot be written.
     """
+    from varangian.experiments.sweep.engines.choice import engine as make_engine
     from varangian.experiments.sweep.grid import GridFile
     from varangian.experiments.sweep.plan import make_plan
     from varangian.experiments.sweep.sweep import run_sweep
@@ -183,7 +188,8 @@ def sweep(
     plan = make_plan(made if seeds is None else made.with_seeds(range(1, seeds + 1)))
     check_reachable(plan.grid.plain())
     with contextlib.nullcontext() if format is None else sweep_view(format) as view:
-        return run_sweep(plan, jobs=jobs, view=view)
+        chosen = None if engine is None else make_engine(engine, engine_options, limit=jobs)
+        return run_sweep(plan, jobs=jobs, view=view, engine=chosen)
 
 
 def read(folder: str | os.PathLike[str], /) -> RunResult:

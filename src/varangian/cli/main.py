@@ -60,7 +60,8 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def _run_command(module: str, function: str, args: argparse.Namespace) -> int:
     try:
-        if "prepare" in args and (getattr(args, "forks", False) or not _simulates(args)):
+        here = getattr(args, "engine", None) is None  # and on no node of an engine
+        if here and "prepare" in args and (getattr(args, "forks", False) or not _simulates(args)):
             importlib.import_module(args.prepare).start()
         command = _import_quickly(module)
         code = int(getattr(command, function or "command")(args))

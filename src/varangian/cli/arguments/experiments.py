@@ -27,8 +27,12 @@ def add_sweep(parser: argparse.ArgumentParser) -> None:
         "--write", type=expanded, metavar="GRID", help="write the grid of --from-byzfl here; run nothing"
     )
     parser.add_argument(
-        "--jobs", type=count, metavar="N", help="runs at the same time; by default as many as cores"
+        "--jobs",
+        type=count,
+        metavar="N",
+        help="runs at the same time; by default as many as cores, or as the engine starts",
     )
+    _engines(parser)
     parser.add_argument("--seeds", type=count, metavar="N", help="run every point with the seeds 1 to N")
     parser.add_argument(
         "--output", type=expanded, metavar="DIR", help="the folder of run folders; short for output=..."
@@ -38,6 +42,41 @@ def add_sweep(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("--yes", action="store_true", help="run more than 10 000 points")
     add_format(parser)
+
+
+def _engines(parser: argparse.ArgumentParser) -> None:
+    """Who carries the runs of a sweep out, if it is not this machine."""
+    engine = parser.add_mutually_exclusive_group()
+    engine.add_argument(
+        "--slurm",
+        dest="engine",
+        action="store_const",
+        const="slurm",
+        help="hand the runs to Slurm, as job arrays; the output folder is one that all nodes share",
+    )
+    engine.add_argument(
+        "--ray",
+        dest="engine",
+        action="store_const",
+        const="ray",
+        help="hand the runs to the Ray cluster of RAY_ADDRESS, or to one on this machine",
+    )
+    parser.add_argument(
+        "--slurm-options",
+        metavar="OPTIONS",
+        help="more options for sbatch in one argument: --slurm-options='--partition=short --time=30'",
+    )
+    parser.add_argument(
+        "--per-task",
+        type=count,
+        metavar="N",
+        help="runs that a task of the engine carries out; by default 1",
+    )
+    parser.add_argument(
+        "--detach",
+        action="store_true",
+        help="return when the runs are handed over; the same command again waits for them",
+    )
 
 
 def add_report(parser: argparse.ArgumentParser) -> None:

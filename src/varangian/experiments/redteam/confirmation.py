@@ -12,9 +12,8 @@ from typing import Any
 
 from varangian.experiments.sweep.grid import GridFile
 from varangian.experiments.sweep.plan import Plan, Point, make_plan, short
-from varangian.experiments.sweep.processes.forker import Round
-from varangian.experiments.sweep.processes.job import Ending, Job
-from varangian.experiments.sweep.processes.runner import ForkingRunner, Runner
+from varangian.experiments.sweep.processes.job import Job
+from varangian.experiments.sweep.processes.runner import Event, ForkingRunner, Runner
 from varangian.experiments.sweep.progress import Outcome
 from varangian.experiments.sweep.sweep import run_sweep, write_index
 from varangian.launch.simulation.workers import STALLED
@@ -179,7 +178,7 @@ class _Kept:
     def start(self, job: Job) -> None:
         self.runner.start(job)
 
-    def events(self, seconds: float) -> Iterator[Round | Ending]:
+    def events(self, seconds: float) -> Iterator[Event]:
         return self.runner.events(seconds)
 
 

@@ -15,6 +15,8 @@ from varangian.cli.views.terminal import align
 from varangian.config.overrides import Assignment, from_command_line, from_environment
 from varangian.experiments.results.run import ResultsError
 from varangian.experiments.sweep.byzfl import Translation, read_byzfl
+from varangian.experiments.sweep.engines.choice import QUEUES, Engine
+from varangian.experiments.sweep.engines.choice import engine as make_engine
 from varangian.experiments.sweep.grid import GridFile
 from varangian.experiments.sweep.pace import duration, pace_of_finished
 from varangian.experiments.sweep.plan import MOST_POINTS, LeftOut, Plan, label, make_plan
@@ -39,7 +41,7 @@ def command(args: argparse.Namespace) -> int:
         )
         return OK
     plan = make_plan(read_grid(args, translation), most=None if args.yes else MOST_POINTS)
-    jobs = args.jobs or usable_cores()
+    jobs, engine = args.jobs or usable_cores(), chosen_engine(args)
     with sweep_view(args.format) as view:
         for sentence in () if translation is None else translation.notes:
             view.note(f"note: {sentence}")
@@ -49,9 +51,12 @@ def command(args: argparse.Namespace) -> int:
             if args.dry_run:
                 view.finish([*describe_dry_run(plan, jobs)], facts_of_plan(plan, jobs))
                 return OK
-            result = run_sweep(plan, jobs=jobs, view=view)
+            result = run_sweep(plan, jobs=jobs, view=view, engine=engine)
         except RunError as error:
             raise CommandError(str(error)) from error
+        if engine is not None and engine.detach and result.missing and result.interruption is None:
+            view.finish([*_handed_over(result, engine)], _facts(result))
+            return OK
         finish(view, result)
     if result.interruption is not None:
         raise result.interruption
@@ -65,6 +70,34 @@ def read_grid(args: argparse.Namespace, translation: Translation | None) -> Grid
     else:
         grid = GridFile.of(translation.grid, overrides=overrides(args))
     return grid if args.seeds is None else grid.with_seeds(range(1, args.seeds + 1))
+
+
+def chosen_engine(args: argparse.Namespace) -> Engine | None:
+    """The engine that carries the runs out; None where this machine does.
+
+    Raises:
+        ConfigError: an option is given that is for engines alone.
+    """
+    if args.engine is None:
+        options = {"--per-task": args.per_task, "--detach": args.detach or None}
+        options["--slurm-options"] = args.slurm_options
+        rule, hint = (
+            "is for a sweep on an engine",
+            f"Add {', '.join(f'--{name}' for name in QUEUES)}, or leave it out.",
+        )
+        if problems := [
+            Problem(name, rule, hint=hint) for name, value in options.items() if value is not None
+        ]:
+            raise ConfigError(problems)
+        return None
+    options_of = {"slurm": args.slurm_options}
+    return make_engine(
+        args.engine,
+        options_of.get(args.engine) or "",
+        per_task=args.per_task or 1,
+        limit=args.jobs,
+        detach=args.detach,
+    )
 
 
 def translate(args: argparse.Namespace) -> Translation | None:
@@ -169,6 +202,11 @@ def _last_lines(result: SweepResult) -> Iterator[str]:
         yield f"no table: {error}"
     yield ""
     yield f"the report: varangian report {shlex.quote(str(result.plan.file))}"
+
+
+def _handed_over(result: SweepResult, engine: Engine) -> Iterator[str]:
+    yield f"{len(result.outcomes)} of {len(result.plan.points)} runs done, {engine.title} has the others"
+    yield "the same command without --detach waits for them, and shows what has come of them"
 
 
 def _by_reason(outcomes: Iterable[Outcome]) -> Iterator[str]:

@@ -55,9 +55,13 @@ class Progress:
     found: int = 0
     """Runs that were complete before."""
     running: dict[str, float] = field(default_factory=dict)
-    """Runs in this sweep's processes, and when each was started, by a monotonic clock."""
+    """Runs in hand, and when each was started, by a monotonic clock."""
     rounds: dict[str, int] = field(default_factory=dict)
     """How far each of these is."""
+    engine: str = ""
+    """The engine that has the runs, for people; empty where they are processes of this sweep."""
+    waiting: set[str] = field(default_factory=set)
+    """Runs that the engine has, and has not begun."""
     elsewhere: set[str] = field(default_factory=set)
     """Runs that another sweep carries out."""
     earlier: Pace = field(default_factory=Pace)
@@ -80,7 +84,8 @@ class Progress:
         rounds = {point.id: point.config.rounds for point in self.plan.points if point.id not in over}
         left = sum(total - self.rounds.get(id, 0) for id, total in rounds.items())
         pace = self.pace if self.pace.runs else self.earlier
-        return pace.seconds_for(left, max(1, min(self.jobs, len(rounds))))
+        jobs = len(self.running) if self.engine else self.jobs
+        return pace.seconds_for(left, max(1, min(jobs, len(rounds))))
 
 
 class View(Protocol):
@@ -98,6 +103,7 @@ def counts(progress: Progress) -> str:
     """`12 of 90 runs done, 2 running, 0 failed`."""
     parts = [f"{len(progress.outcomes)} of {len(progress.plan.points)} runs done"]
     parts += [f"{len(progress.running)} running"] if progress.running else []
+    parts += [f"{len(progress.waiting)} waiting in {progress.engine}"] if progress.waiting else []
     parts += [f"{len(progress.elsewhere)} in another sweep"] if progress.elsewhere else []
     parts += [f"{progress.early} ended early"] if progress.early else []
     parts += [f"{progress.failed} failed"] if progress.failed else []
@@ -110,7 +116,8 @@ def found(progress: Progress) -> str:
     missing = points - progress.found
     left = f"; time left: {duration(progress.seconds_left)}" if progress.earlier.runs and missing else ""
     done = f"{points} points, {progress.found} of them done before"
-    return f"{done}, {missing} to run with {progress.jobs} jobs{left}"
+    how = f"in {progress.engine}" if progress.engine else f"with {progress.jobs} jobs"
+    return f"{done}, {missing} to run {how}{left}"
 
 
 def score(outcome: Outcome) -> str:

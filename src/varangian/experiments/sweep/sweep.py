@@ -19,12 +19,13 @@ from varangian.experiments.results.read import read_runs
 from varangian.experiments.results.run import ResultsError
 from varangian.experiments.results.study import Study
 from varangian.experiments.results.tables import plain
+from varangian.experiments.sweep.engines.choice import Engine
 from varangian.experiments.sweep.pace import pace_of_finished
 from varangian.experiments.sweep.plan import Plan
 from varangian.experiments.sweep.processes.folders import RunFolders
 from varangian.experiments.sweep.processes.forker import Round
 from varangian.experiments.sweep.processes.job import Ending, Job
-from varangian.experiments.sweep.processes.runner import ForkingRunner, Runner
+from varangian.experiments.sweep.processes.runner import ForkingRunner, Remark, Runner
 from varangian.experiments.sweep.progress import Outcome, Progress, Silent, View
 from varangian.experiments.sweep.tune import Choice, choose
 from varangian.files import user_path, write_atomically
@@ -130,6 +131,7 @@ def run_sweep(
     *,
     jobs: int | None = None,
     view: View | None = None,
+    engine: Engine | None = None,
     make_runner: Callable[[], Runner] = ForkingRunner,
     command: Sequence[str] | None = None,
 ) -> SweepResult:
@@ -139,9 +141,11 @@ def run_sweep(
 
     Args:
         plan: the points.
-        jobs: runs at the same time; by default as many as this process may use cores.
+        jobs: runs at the same time; by default as many as this process may use cores. An engine has its
+            own limit.
         view: is told of everything.
-        make_runner: what carries the runs out.
+        engine: carries the runs out in place of processes of this one.
+        make_runner: what carries the runs out where no engine does.
         command: that started the sweep, for the manifests; by default that of this process.
 
     Raises:
@@ -150,8 +154,12 @@ def run_sweep(
     folders = RunFolders(plan.output)
     folders.check(point.id for point in plan.points)
     write_index(plan)
-    sweep = _Sweep(plan, folders, jobs or usable_cores(), view or Silent(), tuple(command or sys.argv))
-    result = sweep.run(make_runner)
+    told, typed = view or Silent(), tuple(command or sys.argv)
+    if engine is None:
+        result = _Sweep(plan, folders, jobs or usable_cores(), told, typed).run(make_runner)
+    else:
+        sweep = _Sweep(plan, folders, len(plan.points), told, typed, engine.title, engine.detach)
+        result = sweep.run(lambda: engine.runner(plan.output, plan.grid.name))
     if plan.grid.tune is None or result.missing:
         return result
     result = replace(result, choices=choose(plan.grid.tune, result.outcomes))
@@ -187,11 +195,19 @@ class _Sweep:
     """One sweep while it runs."""
 
     def __init__(
-        self, plan: Plan, folders: RunFolders, jobs: int, view: View, command: tuple[str, ...]
+        self,
+        plan: Plan,
+        folders: RunFolders,
+        jobs: int,
+        view: View,
+        command: tuple[str, ...],
+        engine: str = "",
+        detach: bool = False,
     ) -> None:
         self._plan, self._folders, self._view, self._command = plan, folders, view, command
         self._points = {point.id: point for point in plan.points}
-        self._progress = Progress(plan, jobs, earlier=pace_of_finished(plan))
+        self._progress = Progress(plan, jobs, earlier=pace_of_finished(plan), engine=engine)
+        self._detach, self._said_elsewhere = detach, False
         self._todo = deque[str]()
         self._carried_out = 0
         self._look_at = 0.0
@@ -225,14 +241,18 @@ class _Sweep:
 
     def _work(self, runner: Runner) -> None:
         progress = self._progress
-        while self._todo or progress.running or progress.elsewhere:
-            while self._todo and len(progress.running) < progress.jobs:
+        while self._todo or progress.running or progress.waiting or progress.elsewhere:
+            while self._todo and len(progress.running) + len(progress.waiting) < progress.jobs:
                 self._start(runner, self._todo.popleft())
-            for event in runner.events(POLL):
+            for event in runner.events(0.0 if self._detach else POLL):
                 if isinstance(event, Round):
-                    progress.rounds[event.id] = event.rounds
+                    self._hear(event)
+                elif isinstance(event, Remark):
+                    self._view.note(event.text)
                 else:
                     self._end(event)
+            if self._detach:
+                return
             self._look_elsewhere()
             self._view.update(progress)
 
@@ -245,14 +265,27 @@ class _Sweep:
                 None  # a run that was interrupted is short, and repeats itself
             )
         runner.start(Job(id, settings, self._plan.output.absolute(), self._command))
-        self._progress.running[id] = time.monotonic()
+        if self._progress.engine:
+            self._progress.waiting.add(id)
+        else:
+            self._progress.running[id] = time.monotonic()
+
+    def _hear(self, told: Round) -> None:
+        progress = self._progress
+        if told.id in progress.waiting:
+            progress.waiting.remove(told.id)
+            progress.running[told.id] = time.monotonic()
+        progress.rounds[told.id] = told.rounds
 
     def _end(self, ending: Ending) -> None:
-        progress = self._progress
-        seconds = time.monotonic() - progress.running.pop(ending.id)
+        progress, now = self._progress, time.monotonic()
+        began = progress.running.pop(ending.id, now)
+        seconds = now - began if ending.seconds is None else ending.seconds
         progress.rounds.pop(ending.id, None)
+        progress.waiting.discard(ending.id)
         if ending.kind == "taken":
-            if not progress.elsewhere:
+            if not self._said_elsewhere:
+                self._said_elsewhere = True
                 self._view.note("another sweep carries some of these runs out; this one takes what is left")
             progress.elsewhere.add(ending.id)
         elif ending.kind == "interrupted":

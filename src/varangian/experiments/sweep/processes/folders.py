@@ -1,8 +1,10 @@
 """Run folders that have the identity of their run as a name, shared by all sweeps with one output folder.
 
 <id>/           a complete run; with error.json in place of result.json one that ended on an error
-<id>.running/   a run in progress, locked by the process that carries it out; left by one that was killed
-                if nobody holds the lock, and then it is removed and done again, from its first round
+<id>.running/   a run in progress; left by a process that was killed if nobody holds the lock, and then it
+                is removed and done again, from its first round
+.<id>.lock      locked by the process that carries the run out. It is a file, open for writing, and not the
+                folder: network file systems lock nothing else
 .sweeps.lock    held for a moment by each process that makes or renames a folder
 """
 
@@ -58,6 +60,10 @@ class RunFolders:
         """The folder of a run in progress."""
         return self.output / f"{id}{RUNNING}"
 
+    def lock(self, id: str) -> Path:
+        """The file that is locked while a process carries a run out."""
+        return self.output / f".{id}.lock"
+
     def is_complete(self, id: str) -> bool:
         return (self.path(id) / RESULT).is_file()
 
@@ -71,8 +77,10 @@ class RunFolders:
 
     def is_running(self, id: str) -> bool:
         """Whether a process carries this run out at the moment."""
+        if not self.running(id).is_dir():
+            return False
         try:
-            os.close(_lock_folder(self.running(id)))
+            os.close(_lock(self.lock(id), os.O_RDWR))
         except BlockingIOError:
             return True
         except FileNotFoundError:
@@ -115,22 +123,25 @@ class RunFolders:
             if self.is_complete(id):
                 raise RunComplete(id)
             try:
-                os.close(_lock_folder(path))
+                lock = _lock(self.lock(id), os.O_RDWR | os.O_CREAT)
             except BlockingIOError:
                 raise RunTaken(id) from None
-            except FileNotFoundError:
-                pass
-            else:
-                shutil.rmtree(path)
-            path.mkdir(mode=0o700)
-            lock = _lock_folder(path)
+            try:
+                with contextlib.suppress(FileNotFoundError):
+                    shutil.rmtree(path)
+                path.mkdir(mode=0o700)
+            except OSError:
+                os.close(lock)
+                raise
         claim = Claim(self, id, path)
         try:
             yield claim
         finally:
             if not claim.finished:
                 shutil.rmtree(path, ignore_errors=True)
-            os.close(lock)
+            with self.alone():  # or another process could lock a file that is no more there
+                self.lock(id).unlink(missing_ok=True)
+                os.close(lock)
 
     def clear(self, id: str) -> None:
         """Remove what a process that was ended has left of a run; waits a little for that to end."""
@@ -201,14 +212,14 @@ class Claim:
         self.finished = True
 
 
-def _lock_folder(path: Path) -> int:
-    """The descriptor of a folder that is locked for as long as it is open.
+def _lock(path: Path, flags: int) -> int:
+    """The descriptor of a file that is locked for as long as it is open.
 
     Raises:
         BlockingIOError: another process has locked it.
-        FileNotFoundError: there is no such folder.
+        FileNotFoundError: there is no such file.
     """
-    descriptor = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    descriptor = os.open(path, flags | os.O_CLOEXEC, 0o600)
     try:
         fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except OSError:

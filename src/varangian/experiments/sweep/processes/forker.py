@@ -68,39 +68,55 @@ def serve(pipe: Connection) -> None:
     # Signals may reach the whole group; the process of the command decides what becomes of the runs.
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, signal.SIG_IGN)
+    prepare()
+    children = Children(pipe.send)
+    try:
+        while True:
+            if not children.wait(pipe):
+                continue
+            try:
+                job = pipe.recv()
+            except (EOFError, OSError):
+                return
+            if job is None:
+                return
+            children.start(job)
+    finally:
+        children.end()
+
+
+def prepare() -> None:
+    """Import what runs need, once for all children."""
     for module in IMPORTED:
         import_module(module)
     gc.freeze()
-    forker = _Forker(pipe)
-    try:
-        forker.work()
-    finally:
-        forker.end()
 
 
-class _Forker:
-    def __init__(self, pipe: Connection) -> None:
-        self._pipe = pipe
+class Children:
+    """Runs in hand, each in a child of this process, which has one thread.
+
+    Args:
+        tell: is told of rounds and endings; its OSError at an ending of a crashed run is ignored.
+    """
+
+    def __init__(self, tell: Callable[[Round | Ending], None]) -> None:
+        self._tell = tell
         self._children: list[_Child] = []
 
-    def work(self) -> None:
-        while True:
-            pipes = [child.pipe for child in self._children if not child.ended]
-            sentinels = [child.process.sentinel for child in self._children]
-            ready = wait([self._pipe, *pipes, *sentinels])
-            if self._pipe in ready:
-                try:
-                    job = self._pipe.recv()
-                except (EOFError, OSError):
-                    return
-                if job is None:
-                    return
-                self._start(job)
-            for child in [*self._children]:
-                if child.pipe in ready:
-                    self._hear(child)
-                if child.process.sentinel in ready:
-                    self._bury(child)
+    def __len__(self) -> int:
+        return len(self._children)
+
+    def wait(self, *others: Connection) -> bool:
+        """Wait for children or one of the other pipes; tell what has happened; whether another is ready."""
+        pipes = [child.pipe for child in self._children if not child.ended]
+        sentinels = [child.process.sentinel for child in self._children]
+        ready = wait([*others, *pipes, *sentinels])
+        for child in [*self._children]:
+            if child.pipe in ready:
+                self._hear(child)
+            if child.process.sentinel in ready:
+                self._bury(child)
+        return any(other in ready for other in others)
 
     def end(self) -> None:
         """End what runs: after the round in hand, or soon."""
@@ -111,7 +127,8 @@ class _Forker:
             child.process.kill()
             child.process.join()
 
-    def _start(self, job: Job) -> None:
+    def start(self, job: Job) -> None:
+        """Start a run; returns at once."""
         ours, theirs = multiprocessing.Pipe(duplex=False)
         printed = tempfile.TemporaryFile()  # noqa: SIM115
         # This process has no other thread, so forking it is safe.
@@ -127,7 +144,7 @@ class _Forker:
             while child.pipe.poll():
                 told = child.pipe.recv()
                 child.ended = child.ended or isinstance(told, Ending)
-                self._pipe.send(told)
+                self._tell(told)
         except (EOFError, OSError):
             return
 
@@ -137,14 +154,17 @@ class _Forker:
         self._children.remove(child)
         child.process.join()
         child.pipe.close()
-        if not child.ended:
+        if not child.ended and child.process.exitcode == -signal.SIGTERM:  # before the run heard signals
+            with suppress(OSError):
+                self._tell(Ending(child.job.id, "interrupted"))
+        elif not child.ended:
             printed = _tail(child.printed)
             sentence = f"the process of the run {describe_exit(child.process.exitcode)}"
             if words := " ".join(printed.decode(errors="replace").split())[-LAST_WORDS:]:
                 sentence += f", and printed last: {words}"
             record_crash(child.job, sentence, printed)
             with suppress(OSError):  # the process of the command may have gone
-                self._pipe.send(Ending(child.job.id, "error", sentence))
+                self._tell(Ending(child.job.id, "error", sentence))
         child.printed.close()
 
 

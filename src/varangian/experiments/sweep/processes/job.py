@@ -47,6 +47,8 @@ class Ending:
     kind: Kind
     error: str = ""
     """The sentence of an error."""
+    seconds: float | None = None
+    """That the run took, where this was measured beside it."""
 
 
 def carry_out(job: Job, tell: Callable[[int], None], printed: Callable[[], bytes] = bytes) -> Ending:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import multiprocessing
 from collections.abc import Iterator
+from dataclasses import dataclass
 from multiprocessing.connection import Connection
 from multiprocessing.process import BaseProcess
 from typing import Protocol
@@ -14,8 +15,18 @@ from varangian.experiments.sweep.processes.job import Ending, Job
 from varangian.launch import RunError, fork_server
 
 
+@dataclass(frozen=True)
+class Remark:
+    """A sentence for the user about what carries the runs out."""
+
+    text: str
+
+
+Event = Round | Ending | Remark
+
+
 class Runner(Protocol):
-    """Carries jobs out; a context manager that leaves no process behind."""
+    """Carries jobs out; a context manager that leaves nothing behind when an error leaves it."""
 
     def __enter__(self) -> Runner: ...
     def __exit__(self, *error: object) -> None: ...
@@ -23,7 +34,7 @@ class Runner(Protocol):
         """Start a run; returns at once."""
         ...
 
-    def events(self, seconds: float) -> Iterator[Round | Ending]:
+    def events(self, seconds: float) -> Iterator[Event]:
         """Events since the last call; waits up to so many seconds for one."""
         ...
 
