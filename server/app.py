@@ -37,6 +37,7 @@ from varangian.server.transport.refusals import Refusals
 from varangian.server.transport.service import Service
 
 if TYPE_CHECKING:
+    from varangian.server.monitoring.monitoring import Monitoring
     from varangian.server.rounds.coordinator import Coordinator
 
 __all__ = ["serve"]
@@ -69,6 +70,7 @@ async def serve(
     traffic: Traffic | None = None,
     desk: MemberDesk | None = None,
     enrolment: EnrolmentPort | None = None,
+    monitoring: Monitoring | None = None,
 ) -> str:
     """Serve one run until it is finished or `stop` is set; returns why it ended.
 
@@ -97,6 +99,7 @@ async def serve(
         traffic: where to count pushes and bytes.
         desk: decides about changes of the workers; without one they stay the same.
         enrolment: the port for new workers; None has none.
+        monitoring: the port of the page and of metrics; None has none.
 
     Raises:
         PortInUse: before anything else has happened; or another OSError where no files can be opened.
@@ -142,11 +145,15 @@ async def serve(
         )
         stack.callback(service.dismiss)
         service.add_to(handlers)
+        if monitoring is not None:
+            await stack.enter_async_context(monitoring.listening())
         await server.start()
         log.info("%s", descriptors.describe_limit(len(sessions.names), data_listener is not None))
         ready(address)
         if enrolment is not None:
             enrolment.announce()
+        if monitoring is not None:
+            monitoring.announce()
         call_port = int(address.rpartition(":")[2])
         async with (
             touch_heartbeat(heartbeat),

@@ -52,8 +52,9 @@ def bind_sockets(host: str, port: int, setting: str = "server.port") -> list[soc
             raise PortInUse(in_use(name, port, setting)) from None
         where = join_host_port(name, port)
         what = f"The server should be able to listen on {where}. The system says: {error.strerror}."
+        host_setting = "server.metrics_host" if setting == "server.metrics_port" else "server.host"
         raise ListenError(
-            f"{what} Set `server.host` and `{setting}` to an address of this machine."
+            f"{what} Set `{host_setting}` and `{setting}` to an address of this machine."
         ) from None
 
 

@@ -12,6 +12,7 @@ from varangian.config.settings import AUTO, RunConfig
 WITHOUT_EFFECT = (
     "output",
     *("server.host", "server.port", "server.data_port", "server.enrol_port"),
+    *("server.metrics_port", "server.metrics_host", "server.metrics_token"),
     *("server.heartbeat", "server.tls"),
     *("server.absent_after", "server.stop_grace", "server.checkpoint", "server.keep_rows"),
     *("worker.per_process", "worker.patience", "worker.state"),

@@ -144,7 +144,13 @@ class Server(Section):
     """Port, on the same `host`, where `varangian join` asks for a certificate; of `varangian server` with
     certificates alone. 0 takes any free port; null takes no requests."""
     metrics_port: Annotated[int, Field(ge=0, le=65535)] | None = None
-    """Port of metrics for Prometheus, and of a page to look at; 0 takes any free port, null has none."""
+    """Port of a page about the run and of metrics for Prometheus, read-only and over HTTP, at
+    `metrics_host`. 0 takes any free port; null has neither."""
+    metrics_host: Annotated[str, AfterValidator(parse_listen_host)] = "127.0.0.1"
+    """Address of the metrics port. Beyond this machine it needs `metrics_token`, or the certificates of
+    `varangian server`: then it speaks HTTPS, and an operator's certificate opens it, too."""
+    metrics_token: str | None = None
+    """File with a token, 16 characters or more, that callers of the metrics port show as a bearer token."""
     heartbeat: str | None = None
     """Heartbeat file for health checks: the server touches it every second while it answers, so its age
     tells whether the server is alive."""

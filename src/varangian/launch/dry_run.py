@@ -106,13 +106,14 @@ def _listening(config: RunConfig) -> Iterator[str]:
     if config.backend == "simulate":
         return
     server = config.server
-    for setting in ("server.port", "server.data_port", "server.enrol_port"):
+    for setting in ("server.port", "server.data_port", "server.enrol_port", "server.metrics_port"):
         port = getattr(server, setting.removeprefix("server."))
         if port is None:
             continue
-        for listener in bind_sockets(server.host, port, setting):
+        host = server.metrics_host if setting == "server.metrics_port" else server.host
+        for listener in bind_sockets(host, port, setting):
             listener.close()
-        yield f"{setting}: the server can listen on {server.host}, port {port or 'any'}"
+        yield f"{setting}: the server can listen on {host}, port {port or 'any'}"
 
 
 def _try_identities(config: RunConfig) -> Iterator[str]:

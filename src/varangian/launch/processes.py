@@ -18,6 +18,7 @@ from varangian.launch.child import ChildSpec
 from varangian.launch.event_loop import run_to_completion
 from varangian.launch.identities import make_identities
 from varangian.launch.membership.desk import Desk
+from varangian.launch.monitoring.live import check_metrics, open_monitoring
 from varangian.launch.output.logs import log_to_file
 from varangian.launch.output.run_result import RunResult
 from varangian.launch.result import Note, RunError
@@ -70,6 +71,7 @@ async def _run(
     resume: Resumed | None,
 ) -> RunResult:
     check_port(config)
+    check_metrics(config, certificates=False)
     server_run = ServerRun.open(config, observe, note, folder, resume)
     for sentence in server_run.sentences:
         note(sentence)
@@ -139,6 +141,8 @@ async def serve_run(
             traffic=server_run.traffic,
             desk=Desk(server_run, coordinator, sessions),
             enrolment=enrolment,
+            # Others know the authority of certificates only where they have outlasted the run before.
+            monitoring=open_monitoring(server_run, coordinator, sessions, security if returns else None),
         )
     except ListenError as error:
         server_run.folder.discard()

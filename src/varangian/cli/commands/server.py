@@ -18,6 +18,7 @@ from varangian.cli.views.progress import Progress, progress
 from varangian.config import RunConfig
 from varangian.launch.checkpoints.resume import RunOver, failure
 from varangian.launch.checkpoints.resumed import Resumed
+from varangian.launch.monitoring.live import check_metrics
 from varangian.launch.output.logs import log_to_stderr
 from varangian.launch.output.run_result import RunResult
 from varangian.launch.processes import check_port, serve_run
@@ -99,6 +100,7 @@ async def _serve(
 ) -> tuple[RunResult, int]:
     """The result of the run and the exit code: 0 after SIGTERM, if nothing of the run is lost by it."""
     check_port(config)
+    check_metrics(config, certificates=isinstance(identity, Security))
     server_run = ServerRun.open(config, shown.round, shown.note, resume=resumed)
     for sentence in server_run.sentences:
         shown.note(sentence)

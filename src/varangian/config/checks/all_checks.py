@@ -126,6 +126,11 @@ def _check_ports(config: RunConfig) -> Iterator[Problem]:
         rule = "should not be `server.port` or `server.data_port`"
         hint = f"Set {FIXES}: 0 is any free port, and null takes no requests."
         yield Problem("server.enrol_port", rule, server.enrol_port, hint, offers)
+    if server.metrics_port and server.metrics_port in (server.port, server.data_port, server.enrol_port):
+        offers = (*fixes(server__metrics_port=0), *fixes(server__metrics_port=None))
+        rule = "should not be `server.port`, `server.data_port` or `server.enrol_port`"
+        hint = f"Set {FIXES}: 0 is any free port, and null has no page and no metrics."
+        yield Problem("server.metrics_port", rule, server.metrics_port, hint, offers)
 
 
 def _check_deadline(config: RunConfig) -> Iterator[Problem]:

@@ -12,6 +12,7 @@ from varangian.registry import NOTHING, Problem, format_value, join
 ALLOWED = (
     *("output", "rounds", "metrics", "evaluate.every", "worker.patience", "worker.state"),
     *("server.host", "server.port", "server.data_port", "server.enrol_port"),
+    *("server.metrics_port", "server.metrics_host", "server.metrics_token"),
     *("server.heartbeat", "server.tls"),
     *("server.deadline", "server.deadline_floor", "server.deadline_ceiling"),
     *("server.wait_factor", "server.wait_floor", "server.wait_rounds"),

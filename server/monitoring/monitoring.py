@@ -1,0 +1,90 @@
+"""`Monitoring`: the metrics port of a server, and who answers its paths."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncGenerator, Callable
+from contextlib import asynccontextmanager
+
+from varangian.protos.network.address import EVERYWHERE, is_loopback, join_host_port
+from varangian.protos.network.listen import bind_sockets
+from varangian.server.identity.tls import Security
+from varangian.server.monitoring.access import Access, TlsContexts
+from varangian.server.monitoring.http import HTTP_LIMITS, Answer, HttpLimits, HttpServer, Route, plain
+
+SETTING = "server.metrics_port"
+
+
+class Monitoring:
+    """The metrics port of one server.
+
+    Args:
+        host: to listen at; `*` is every address of this machine.
+        port: 0 for any free one.
+        token: that callers show; None asks for none.
+        security: for HTTPS, which an operator's certificate opens, too; None is HTTP.
+        announce: called with the URL of the page when workers can connect.
+        limits: of what callers may cost.
+
+    Raises:
+        ValueError: neither a token nor a certificate is asked for, and others than this machine could look.
+    """
+
+    def __init__(
+        self,
+        host: str,
+        port: int,
+        *,
+        token: bytes | None = None,
+        security: Security | None = None,
+        announce: Callable[[str], None] = lambda _: None,
+        limits: HttpLimits = HTTP_LIMITS,
+    ) -> None:
+        if not is_loopback(host) and token is None and security is None:
+            raise ValueError(f"A metrics port at {host} needs a token or certificates. Found neither.")
+        self._host, self._port = host, port
+        self._security = security
+        self._access = Access(token, security, frozenset({host}))
+        self._announce = announce
+        self._limits = limits
+        self._routes: dict[str, Route] = {}
+        self._url = ""
+        self.add("/healthz", lambda: plain(200, "ok"), public=True)
+
+    def add(self, path: str, answer: Callable[[], Answer], *, public: bool = False) -> None:
+        """Answer a path.
+
+        Args:
+            path: without a query.
+            answer: called on the event loop for each request; what is costly it keeps for the next.
+            public: whether callers see it who have not proved who they are.
+        """
+        self._routes[path] = Route(answer, public)
+
+    def ready_when(self, reason: Callable[[], str]) -> None:
+        """Answer `/readyz`: 200 where workers can push, 503 with the reason otherwise."""
+
+        def answer() -> Answer:
+            why = reason()
+            return plain(503, why) if why else plain(200, "accepts pushes")
+
+        self.add("/readyz", answer, public=True)
+
+    @asynccontextmanager
+    async def listening(self) -> AsyncGenerator[None]:
+        """Answer in this context.
+
+        Raises:
+            ListenError: the port is not to be had.
+        """
+        contexts = None if self._security is None else TlsContexts(self._security)
+        sockets = bind_sockets(self._host, self._port, SETTING)
+        port = int(sockets[0].getsockname()[1])
+        host = "localhost" if self._host == EVERYWHERE else self._host
+        self._url = f"http{'s' if contexts else ''}://{join_host_port(host, port)}/"
+        server = HttpServer(self._routes, self._access, self._limits)
+        async with server.listening(sockets, None if contexts is None else contexts.latest):
+            yield
+
+    def announce(self) -> None:
+        """Say where it is."""
+        self._announce(self._url)

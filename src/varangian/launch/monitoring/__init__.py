@@ -1,0 +1,1 @@
+"""Monitoring of a run: what the metrics port of its server shows."""
