@@ -60,6 +60,7 @@ def open_monitoring(
     server = server_run.config.server
     if server.metrics_port is None:
         return None
+    from varangian.server.monitoring.http import Answer
     from varangian.server.monitoring.monitoring import Monitoring
 
     def not_ready() -> str:
@@ -76,6 +77,10 @@ def open_monitoring(
         announce=lambda url: server_run.note(f"the page of the run is {url}"),
     )
     monitoring.ready_when(not_ready)
+    if (metrics := server_run.metrics) is not None:
+        from varangian.server.observability.metrics import CONTENT_TYPE
+
+        monitoring.add("/metrics", lambda: Answer(metrics.exposition(), CONTENT_TYPE))
     return monitoring
 
 
