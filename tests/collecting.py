@@ -1,9 +1,15 @@
 """Memory without the garbage collector: whatever is in a circle of references stays."""
 
+import asyncio
 import contextlib
 import gc
+import threading
 
 import torch
+from tests.extent import patience
+
+OURS = "varangian-"
+"""What the names of the product's threads begin with."""
 
 
 @contextlib.contextmanager
@@ -14,6 +20,38 @@ def uncollected():
         yield
     finally:
         gc.enable()
+
+
+@contextlib.contextmanager
+def joined():
+    """Wait at the end of this context for the product's threads that were begun in it.
+
+    A thread that has handed over its last result still has what it worked on, until it runs once more.
+    """
+    before = threading.enumerate()
+    yield
+    for thread in threading.enumerate():
+        if thread not in before and thread.name.startswith(OURS):
+            thread.join(patience(20))
+            assert not thread.is_alive(), f"{thread.name} should have ended"
+
+
+@contextlib.asynccontextmanager
+async def ended():
+    """Wait at the end of this context for the tasks and the threads that were begun in it.
+
+    gRPC ends calls some turns of the loop after their server has stopped. Afterwards the loop has no
+    threads of its own, and gets no others.
+    """
+    before = asyncio.all_tasks()
+    with joined():
+        yield
+        if begun := asyncio.all_tasks() - before:
+            _, late = await asyncio.wait(begun, timeout=patience(20))
+            assert not late, "these should have ended"
+            del begun, late, _
+        await asyncio.sleep(0)  # for the loop to forget them
+        await asyncio.get_running_loop().shutdown_default_executor()
 
 
 def existing(*kinds):

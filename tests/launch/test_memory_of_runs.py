@@ -1,7 +1,7 @@
 """Memory of a program that carries out several runs, as a notebook does: each run frees its own."""
 
 import pytest
-from tests.collecting import existing, uncollected, vectors
+from tests.collecting import existing, joined, uncollected, vectors
 
 from varangian.launch import run
 from varangian.server.rounds.coordinator import Coordinator
@@ -33,5 +33,6 @@ def test_a_run_that_is_over_leaves_no_vectors(kind, small):
     run(small(*KINDS[kind], "rounds=1"))  # the data stays, by design
     with uncollected():
         before = vectors(NUMBERS), parts()
-        assert run(small(*KINDS[kind])).outcome == "finished"
+        with joined():
+            assert run(small(*KINDS[kind])).outcome == "finished"
         assert (vectors(NUMBERS), parts()) == before

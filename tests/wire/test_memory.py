@@ -3,7 +3,7 @@
 import weakref
 
 import pytest
-from tests.collecting import uncollected, vectors
+from tests.collecting import ended, uncollected, vectors
 from tests.wire.kit import Run, all_worked, gradient
 
 from varangian.aggregators import Median
@@ -42,7 +42,8 @@ async def test_vectors_are_freed_at_the_end_of_a_run(kind, way, monkeypatch):
 
     with uncollected():
         before = vectors(LAYOUT.numel)
-        left = await whole_run()
+        async with ended():
+            left = await whole_run()
         assert [part() for part in left] == [None] * 3
         assert len(pushed) == 15
         assert [vector() for vector in pushed if vector() is not None] == []
