@@ -26,6 +26,7 @@ from torch import Tensor
 
 from varangian.aggregators.kernels import Backend, NotFinite, backend_for
 from varangian.aggregators.numeric.algebra import Array, product
+from varangian.aggregators.numeric.timing import part
 from varangian.aggregators.rows import Rows
 
 T = TypeVar("T")
@@ -62,7 +63,8 @@ class Basis:
     @cached_property
     def products(self) -> Tensor:
         """(n+2, n+2)."""
-        found = self.measure()
+        with part("gram"):
+            found = self.measure()
         return found if len(found) == self.n + 2 else _with_origin(found)
 
 

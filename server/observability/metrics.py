@@ -27,6 +27,7 @@ from prometheus_client.metrics_core import Metric as Family
 from prometheus_client.registry import Collector
 
 from varangian import __version__
+from varangian.protos.refusals import REFUSALS
 from varangian.server.identity.sessions import Sessions
 from varangian.server.identity.tls import Security
 from varangian.server.observability.metric_table import METRICS
@@ -42,6 +43,10 @@ CONTENT_TYPE = CONTENT_TYPE_PLAIN_0_0_4
 FRESH = 0.5
 """Seconds for which an exposition is used again, however many ask for it."""
 WAYS: tuple[Channel, ...] = ("grpc", "data")
+PUSHES: Mapping[tuple[str, ...], float] = {
+    **{(outcome, ""): 0.0 for outcome in ("counted", "duplicate", "cut")},
+    **{("fault", code): 0.0 for code, refusal in REFUSALS.items() if refusal.spends_f},
+}
 NEARLY_NOTHING = 0.01
 """Of an equal weight; less counts as none."""
 
@@ -257,6 +262,8 @@ class Metrics(Collector):
     def _samples(self) -> dict[str, Mapping[tuple[str, ...], float]]:
         """The metrics with labels, histograms apart."""
         facts = self._facts
+        refused = facts.refused
+        others = [code for code in refused if code not in REFUSALS]  # errors of the system
         versions = (__version__, platform.python_version(), torch.__version__)
         return {
             "varangian_build_info": {versions: 1},
@@ -266,8 +273,9 @@ class Metrics(Collector):
             "varangian_membership_changes_total": {
                 (kind,): self._membership[kind] for kind in ("admitted", "gone")
             },
-            "varangian_pushes_total": {("counted", ""): 0.0, **dict(facts.traffic.pushes.items())},
-            "varangian_refusals_total": {(code,): count for code, count in facts.refused.items()},
+            # From zero on: what appears with a first one has never increased.
+            "varangian_pushes_total": {**PUSHES, **dict(facts.traffic.pushes.items())},
+            "varangian_refusals_total": {(code,): refused.get(code, 0) for code in (*REFUSALS, *others)},
             "varangian_received_bytes_total": {(way,): facts.traffic.received[way] for way in WAYS},
             "varangian_sent_bytes_total": {(way,): facts.traffic.sent[way] for way in WAYS},
             "varangian_certificate_expiry_seconds": self._certificates(),

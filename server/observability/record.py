@@ -176,6 +176,7 @@ def record_of_step(
         lr=step.lr,
         parameters=parameters,
         seconds={**(seconds or {}), "wait": close.waited, **step.seconds},
+        aggregation=step.parts,
     )
 
 

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import time
 from collections import Counter
-from collections.abc import Generator
+from collections.abc import Callable, Generator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Literal, TypeAlias
@@ -18,6 +19,22 @@ call ended before an answer."""
 
 
 @dataclass
+class OpenCall:
+    """A push or a pull while it is served; worker and round are known when its first message is."""
+
+    name: Literal["push", "pull"]
+    worker: str = ""
+    round: int = -1
+    outcome: Outcome = "counted"
+    """Of a pull: whether the model was sent, or the call was `cut` or `refused`."""
+    code: str = ""
+    """Of the refusal, if it was refused."""
+    began: int = 0
+    ended: int = 0
+    """Nanoseconds since 1970; 0 where nobody asks for them."""
+
+
+@dataclass
 class Traffic:
     """The traffic of one server since its start. For the event loop."""
 
@@ -27,25 +44,41 @@ class Traffic:
     """Bytes of payloads of pushes."""
     sent: Counter[Channel] = field(default_factory=Counter[Channel])
     """Bytes of payloads of pulls."""
+    on_call: Callable[[OpenCall], None] | None = None
+    """Called with each push and pull when it has ended."""
 
     @contextmanager
-    def push(self) -> Generator[Push]:
+    def push(self) -> Generator[OpenCall]:
         """Count one push by how this context ends; it counts unless told otherwise."""
-        push = Push()
-        outcome: tuple[Outcome, str] = ("cut", "")
+        call = OpenCall("push")
         try:
-            yield push
-            outcome = ("duplicate" if push.duplicate else "counted", "")
+            with self._call(call):
+                yield call
+        finally:
+            self.pushes[call.outcome, call.code] += 1
+
+    @contextmanager
+    def pull(self, worker: str, round: int) -> Generator[OpenCall]:
+        """While the model of a round is sent to a worker."""
+        call = OpenCall("pull", worker, round)
+        with self._call(call):
+            yield call
+
+    @contextmanager
+    def _call(self, call: OpenCall) -> Generator[None]:
+        on_call = self.on_call
+        if on_call is not None:
+            call.began = time.time_ns()
+        try:
+            yield
         except Refused as error:
-            outcome = ("fault" if error.refusal.spends_f else "refused", error.refusal.code)
+            call.outcome = "fault" if error.refusal.spends_f else "refused"
+            call.code = error.refusal.code
+            raise
+        except BaseException:
+            call.outcome = "cut"
             raise
         finally:
-            self.pushes[outcome] += 1
-
-
-@dataclass
-class Push:
-    """One push while it is served."""
-
-    duplicate: bool = False
-    """Whether the same vector counts already."""
+            if on_call is not None:
+                call.ended = time.time_ns()
+                on_call(call)

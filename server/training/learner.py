@@ -8,7 +8,7 @@ from __future__ import annotations
 import hashlib
 import time
 from collections.abc import Callable, Collection, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Any, TypeAlias
 
 import torch
@@ -16,6 +16,7 @@ from torch import Tensor
 
 from varangian.aggregators import Aggregate, AggregationError, Aggregator, Mixing
 from varangian.aggregators.kernels.cores import every_core
+from varangian.aggregators.numeric.timing import time_parts
 from varangian.aggregators.streaming.stream import Stream
 from varangian.own_classes import shown
 from varangian.server.training.ema import Average, samples
@@ -45,6 +46,8 @@ class Step:
     lr: float
     seconds: dict[str, float]
     """By phase: aggregate, step."""
+    parts: dict[str, float] = field(default_factory=dict[str, float])
+    """Seconds of the parts of aggregate, for a rule that measures inner products: gram, rule."""
     effective: float | None = None
     """The effective number of workers, (sum c)^2 / sum c^2 of the weights c; None without weights."""
     spread: float | None = None
@@ -137,7 +140,7 @@ class Learner:
         if not workers:
             raise AggregationError(f"No push of round {round} is left to aggregate.")
         start = time.perf_counter()
-        with every_core():
+        with every_core(), time_parts() as parts:
             if aggregation is not None:
                 aggregate = aggregation()
             else:
@@ -145,6 +148,8 @@ class Learner:
                 aggregate = self._aggregate(round, vectors, len(faults), mix, measure)
         length = self._checked_norm(aggregate)
         aggregated = time.perf_counter()
+        if "gram" in parts:
+            parts["rule"] = aggregated - start - parts["gram"]
         lr = self._optimizer.rate(round, self._rounds)
         vector = _without_rows(aggregate.vector.detach().to(torch.float32), rows)
         self._move(vector, length, lr)
@@ -152,7 +157,7 @@ class Learner:
         if self.average is not None:
             self.average.update(self.parameters, self._batch * _count_learned(aggregate, workers, fresh))
         seconds = {"aggregate": aggregated - start, "step": time.perf_counter() - aggregated}
-        return _describe(aggregate, workers, faults, length, lr, seconds)
+        return _describe(aggregate, workers, faults, length, lr, seconds, parts)
 
     @property
     def version(self) -> Version:
@@ -274,6 +279,7 @@ def _describe(
     length: float,
     lr: float,
     seconds: dict[str, float],
+    parts: dict[str, float],
 ) -> Step:
     weights = None if aggregate.weights is None else _by_name(workers, aggregate.weights)
     return Step(
@@ -284,6 +290,7 @@ def _describe(
         details={name: _by_name(workers, values) for name, values in aggregate.details.items()},
         lr=lr,
         seconds=seconds,
+        parts=parts,
         effective=aggregate.effective,
         spread=aggregate.spread,
     )

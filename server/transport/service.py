@@ -34,7 +34,7 @@ from varangian.server.limits.connections import ConnectionLimits
 from varangian.server.limits.limits import Limits
 from varangian.server.limits.quotas import Calls, RoundQuotas
 from varangian.server.limits.upload_scheduler import UploadScheduler
-from varangian.server.observability.traffic import Push, Traffic
+from varangian.server.observability.traffic import OpenCall, Traffic
 from varangian.server.protocol.events import Members
 from varangian.server.rows.slot import Overtaken, Slot
 from varangian.server.transport import calls, uploads
@@ -226,7 +226,7 @@ class Service:
         transfer = AssociatedData(
             PROTOCOL, "pull", self._contract.run_id, snapshot.round, worker, len(snapshot.payload)
         )
-        with self._ticket(transfer, call) as ticket:
+        with self._traffic.pull(worker, snapshot.round), self._ticket(transfer, call) as ticket:
             if ticket is None:
                 await self._downloads.send_model(worker, pull, chunk_bytes, call)
             else:
@@ -240,7 +240,9 @@ class Service:
             if message is not None:
                 return message
         self._door.calls.give(worker)
-        return self._downloads.inline(pull)
+        assert pull.snapshot is not None
+        with self._traffic.pull(worker, pull.snapshot.round):
+            return self._downloads.inline(pull)
 
     @contextmanager
     def _without_model(self, worker: str, pull: AnsweredPull) -> Generator[bytes | None]:
@@ -270,7 +272,7 @@ class Service:
         with self._traffic.push() as push:
             return await self._push(call, push)
 
-    async def _push(self, call: Call, push: Push) -> bytes:
+    async def _push(self, call: Call, push: OpenCall) -> bytes:
         worker = self._identify(call)
         with self._quota.stream(worker), self._sessions.calling(worker):
             async with self._requests.reading(worker):
@@ -280,12 +282,13 @@ class Service:
             manifest = first.manifest
             # It proves nothing, whatever it says: no digest covers it, so the line may have changed it.
             self._contract.check(manifest, digest_follows=True)
+            push.worker, push.round = worker, manifest.round
             async with self._newest.call(worker):
                 slot = await self._coordinator.offer(
                     worker, manifest.round, manifest.content_digest, self._contract.dtype
                 )
                 if slot is Refusal.DUPLICATE:
-                    push.duplicate = True
+                    push.outcome = "duplicate"
                     return ps_pb2.PushReply(round=manifest.round, duplicate=True).SerializeToString()
                 if isinstance(slot, Refusal):
                     raise self._refused(slot)

@@ -151,6 +151,9 @@ class Server(Section):
     `varangian server`: then it speaks HTTPS, and an operator's certificate opens it, too."""
     metrics_token: str | None = None
     """File with a token, 16 characters or more, that callers of the metrics port show as a bearer token."""
+    traces: bool = False
+    """A trace of each round for OpenTelemetry, sent where the environment variables `OTEL_*` say; needs the
+    extra `otel`."""
     heartbeat: str | None = None
     """Heartbeat file for health checks: the server touches it every second while it answers, so its age
     tells whether the server is alive."""

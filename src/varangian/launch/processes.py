@@ -118,6 +118,8 @@ async def serve_run(
         coordinator = server_run.coordinator()
         if server_run.config.server.metrics_port is not None:
             server_run.measure(coordinator, sessions, security)
+        if server_run.config.server.traces:
+            server_run.trace()
         return await serve(
             coordinator,
             sessions,
@@ -149,6 +151,9 @@ async def serve_run(
         raise RunError(str(error)) from error
     except NoRoom as error:
         raise RunError(str(error)) from error
+    finally:
+        if server_run.tracing is not None:
+            await asyncio.to_thread(server_run.tracing.close)
 
 
 def _enrolment(
@@ -173,8 +178,15 @@ def check_port(config: RunConfig) -> None:
     """See that the server can listen where it should, before data is loaded and a folder is made.
 
     Raises:
-        RunError: it cannot.
+        RunError: it cannot, or has no packages for the traces that it should make.
     """
+    if config.server.traces:
+        from varangian.server.observability import tracing
+
+        try:
+            tracing.require()
+        except tracing.MissingTracing as error:
+            raise RunError(f"server.traces: {error}") from error
     try:
         probe(config.server.host, config.server.port)
     except ListenError as error:

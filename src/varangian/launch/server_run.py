@@ -60,6 +60,7 @@ from varangian.worker.training.compute import VectorSource, WorkerCompute
 
 if TYPE_CHECKING:
     from varangian.server.observability.metrics import Metrics
+    from varangian.server.observability.tracing import Tracing
 
 WORTH_A_WORD = 10**8
 """Bytes of a checkpoint of which a run speaks when it starts."""
@@ -112,6 +113,8 @@ class ServerRun:
     traffic: Traffic = field(default_factory=Traffic)
     metrics: Metrics | None = None
     """Of a server with a metrics port."""
+    tracing: Tracing | None = None
+    """Of a server with `server.traces`."""
     failures: CodeFailures = field(init=False)
     keeper: CheckpointKeeper | None = field(init=False)
     """Keeps checkpoints; None in a run that writes none."""
@@ -352,6 +355,14 @@ class ServerRun:
         )
         return self.metrics
 
+    def trace(self) -> Tracing:
+        """The traces of this server, which from now on have each round and each call."""
+        from varangian.server.observability.tracing import Tracing
+
+        self.tracing = Tracing(self.folder.path.name, self.terms.epoch)
+        self.traffic.on_call = self.tracing.note_call
+        return self.tracing
+
     def grace(self) -> float:
         """Seconds that a stop waits for the open round: none where the run cannot go on as it is."""
         return 0.0 if self.stop.signal is None else self.config.server.stop_grace
@@ -476,6 +487,8 @@ class ServerRun:
         self.folder.observe(record)
         if self.metrics is not None:
             self.metrics.observe(record)
+        if self.tracing is not None:
+            self.tracing.observe(record)
         self.observe(record)
 
 

@@ -175,7 +175,7 @@ def test_every_push_has_one_outcome(server):
     with traffic.push():
         pass
     with traffic.push() as push:
-        push.duplicate = True
+        push.outcome = "duplicate"
     for refusal in (Refusal.STALE, Refusal.STALE, Refusal.UNSOUND):
         with pytest.raises(Refused), traffic.push():
             raise Refused(refusal)
