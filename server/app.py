@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING
 
 import grpc.aio
 
+from varangian.heartbeat import touch_heartbeat
 from varangian.protos.contract import Contract, Terms
 from varangian.protos.data_channel.encrypted_stream import why_unavailable
 from varangian.protos.data_channel.listener import DataListener
@@ -29,7 +30,7 @@ from varangian.server.identity.sessions import Sessions
 from varangian.server.identity.tls import Security
 from varangian.server.limits.limits import DEFAULT_LIMITS, Limits
 from varangian.server.observability.traffic import Traffic
-from varangian.server.process import frozen_garbage_collector, touch_heartbeat
+from varangian.server.process import frozen_garbage_collector
 from varangian.server.transport.administration import MemberDesk
 from varangian.server.transport.enrolment import EnrolmentPort
 from varangian.server.transport.grpc_server import CallHandlers, bind, options

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Coroutine, Mapping, Sequence
 from concurrent.futures import Executor, ThreadPoolExecutor
 from functools import partial
 from math import inf
@@ -14,6 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from varangian.heartbeat import touch_heartbeat
 from varangian.plugins import InputError
 from varangian.protos.network import descriptors
 from varangian.protos.network.grpc_log import install_log_filter
@@ -47,6 +48,7 @@ def host(
     patience: float = inf,
     state: Callable[[str], Path] | None = None,
     tidy: bool = False,
+    heartbeat: Path | None = None,
 ) -> int:
     """Host these workers until the run is finished; returns the exit code of the process.
 
@@ -65,6 +67,7 @@ def host(
         state: from the name of a run to the folder in which the workers keep what they remember, so that
             they go on after a crash; None keeps nothing.
         tidy: delete what belongs to no checkpoint when the run is over.
+        heartbeat: a file that is touched every second while the process answers.
     """
     keep_large_blocks()
     install_log_filter()
@@ -92,10 +95,15 @@ def host(
         run = _until_stopped(server, members, proofs, worker_compute, history, executor, ending, backoff)
         code = FAILED
         try:
-            code = asyncio.run(run)
+            code = asyncio.run(_with_heartbeat(run, heartbeat))
             return code
         finally:
             history.close(over=tidy and code == FINISHED)
+
+
+async def _with_heartbeat(run: Coroutine[Any, Any, int], heartbeat: Path | None) -> int:
+    async with touch_heartbeat(heartbeat):
+        return await run
 
 
 async def _until_stopped(

@@ -18,10 +18,14 @@ from varangian.protos.identity.bundle import Bundle, Role
 from varangian.registry import ConfigError
 
 ROOT = pathlib.Path(__file__).parents[2]
-NAMES = ("certs", "server", "worker", "byzantine")
-TRAINING = ("server", "worker", "byzantine")
-REPLICATED = ("worker", "byzantine")
-STATES = {"worker": "honest-states:/state", "byzantine": "byzantine-states:/state"}
+NAMES = ("certs", "server", "worker", "byzantine", "worker-gpu")
+TRAINING = ("server", "worker", "byzantine", "worker-gpu")
+REPLICATED = ("worker", "byzantine", "worker-gpu")
+STATES = {
+    "worker": "honest-states:/state",
+    "byzantine": "byzantine-states:/state",
+    "worker-gpu": "honest-states:/state",
+}
 
 
 def documented():
@@ -69,6 +73,7 @@ def test_nobody_sees_the_keys_of_others(compose):
         "server": {"server-certs", "runs"},
         "worker": {"honest-certs", "honest-states"},
         "byzantine": {"byzantine-certs", "byzantine-states"},
+        "worker-gpu": {"honest-certs", "honest-states"},
     }
     keys = {volume for volume in set().union(*seen.values()) if volume.endswith("certs")}
     assert set(mounts(compose, "certs")) == {"authority"} | keys
@@ -274,10 +279,11 @@ def test_the_command_is_understood(compose, name, environment):
 
 
 def test_all_containers_have_one_configuration(compose):
-    certs, server, worker, byzantine = map(compose.settings, NAMES)
+    certs, server, worker, byzantine, gpu = map(compose.settings, NAMES)
     assert certs == worker
     assert server.items() - worker.items() == {("VARANGIAN_SECRET_FILE", "/certs/secret")}
     assert byzantine.items() - worker.items() == {("VARANGIAN__BYZANTINE__ATTACK", "sign_flip")}
+    assert gpu.items() - worker.items() == {("VARANGIAN__WORKER__DEVICE", "cuda")}
 
 
 def test_health_is_the_age_of_the_file_that_the_server_touches(compose, tmp_path):

@@ -3,7 +3,8 @@
 import asyncio
 import gc
 
-from varangian.server.process import frozen_garbage_collector, touch_heartbeat
+from varangian.heartbeat import touch_heartbeat
+from varangian.server.process import frozen_garbage_collector
 
 
 class Ring:

@@ -114,6 +114,9 @@ class Workers(Section):
     """The folder in which a worker keeps its momentum and what else it needs to go on after a crash; null
     keeps nothing. auto is `workers` in the run folder, and for `varangian worker`
     $XDG_STATE_HOME/varangian, as ~/.local/state/varangian."""
+    heartbeat: str | None = None
+    """Heartbeat file of `varangian worker` for health checks: its process touches it every second while it
+    answers, also while it waits for the server."""
 
 
 class Checkpoints(Section):

@@ -1,15 +1,394 @@
-"""Compose: a run on one machine with a container engine."""
+"""Compose: a run on one machine with a container engine, for Compose v2 and 1.29 alike.
+
+The compose file at the root of the repository is made here, too: with `--variables`, where settings of the
+run are variables with a default, so that one file serves for many runs.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import shlex
+from collections.abc import Iterator, Sequence
 
 from varangian.config import RunConfig
-from varangian.deploy.emitter import File, Options
-from varangian.deploy.plan import RUN
+from varangian.config.overrides import PREFIX
+from varangian.config.yaml_text import dump_line
+from varangian.deploy.emitter import File, Options, comment
+from varangian.deploy.plan import GIB, RUN, Places, Plan, Resources, Task, attack_text, changes, data_port
+from varangian.registry import ConfigError, Problem
+
+FILE = "docker-compose.yml"
+PLACES = Places(worker_heartbeat="/tmp/working")
+VARIABLE = {"aggregator", "workers", "f", "byzantine", "rounds", "seed", "backend", "output"}
+"""Sections whose values are variables with `--variables`, or have no meaning in containers."""
+VARIABLE_OF_SERVER = {"deadline", "data_port", "host", "port", "heartbeat", "tls"}
+BASE_IMAGE = (
+    "python:3.11.17-slim-trixie@sha256:45037981b62b34b44602584fccbc4d884d5f7dc92c7ee86bb38a698a79fe1e51"
+)
+"""What the image is built on: that of the Dockerfile."""
+DEVICES = "devices: [{driver: nvidia, count: all, capabilities: [gpu]}]"
 
 
 def render(config: RunConfig, options: Options) -> Sequence[File]:
-    """The files of a deployment with Compose."""
-    plan = options.plan(config)
-    return [File(RUN, plan.files[RUN])]
+    """The files of a deployment with Compose.
+
+    Raises:
+        ConfigError: with `--variables` a setting has a value that the default of a variable cannot have.
+    """
+    plan = options.plan(config, PLACES)
+    if options.variables:
+        check_variables(config)
+    text = "\n".join(_Compose(config, plan, options).lines()) + "\n"
+    files = [File(FILE, text), File("README.md", _readme(config, options))]
+    return files if options.variables else [*files, File(RUN, _run_file(plan, options))]
+
+
+def check_variables(config: RunConfig) -> None:
+    """Only settings that are variables may be set, and these to what the default of a variable can be.
+
+    Raises:
+        ConfigError: others are.
+    """
+    changed = changes(config)
+    server, byzantine = changed.pop("server", {}), changed.pop("byzantine", {})
+    others = [name for name in changed if name not in VARIABLE]
+    others += [f"server.{name}" for name in server if name not in VARIABLE_OF_SERVER]
+    others += [f"byzantine.{name}" for name in byzantine if name not in ("count", "attack")]
+    rule = "is no variable of the compose file. Leave --variables out: then settings are in a file"
+    problems = [Problem(path, rule) for path in others]
+    if config.names is not None:
+        problems.append(Problem("workers", "should be a number with --variables", list(config.names)))
+    for path, value in (("aggregator", _aggregator(config)), ("byzantine.attack", _attack(config))):
+        if value is None or "}" in value or "$" in value:
+            problems.append(
+                Problem(path, "should be a name alone with --variables: it is a default", value)
+            )
+    if problems:
+        raise ConfigError(problems)
+
+
+def _aggregator(config: RunConfig) -> str:
+    """The aggregator by its name, where it has no other settings than its name would give it."""
+    from varangian.config.load import loads
+
+    full = config.resolved()["aggregator"]
+    if len(full) == 1:
+        (name,) = full
+        plain = {"aggregator": name, "workers": config.workers, "f": config.f}
+        try:
+            if loads(plain).resolved()["aggregator"] == full:
+                return str(name)
+        except ConfigError:
+            pass
+    return dump_line(full)
+
+
+def _attack(config: RunConfig) -> str:
+    """The attack by its name, where its settings are at their defaults."""
+    if config.byzantine.attack is None:
+        return "sign_flip"
+    full = config.resolved()["byzantine"]["attack"]
+    (name,) = full
+    usual = RunConfig.model_validate({"byzantine": {"count": 1, "attack": name}})
+    same = usual.resolved()["byzantine"]["attack"] == full
+    return str(name) if same else dump_line(full)
+
+
+def memory(resources: Resources) -> str:
+    """`2g`, or `1536m`."""
+    whole = resources.memory % GIB == 0
+    return f"{resources.memory // GIB}g" if whole else f"{resources.memory >> 20}m"
+
+
+def _number(value: float | str) -> str:
+    return value if isinstance(value, str) else f"{value:g}"
+
+
+def literal(text: str) -> str:
+    """A text in which Compose replaces nothing."""
+    return text.replace("$", "$$")
+
+
+class _Compose:
+    """One compose file, part by part."""
+
+    def __init__(self, config: RunConfig, plan: Plan, options: Options) -> None:
+        self.config, self.plan, self.options = config, plan, options
+        self.variables = options.variables
+        self.honest, self.byzantine = len(config.honest_names), len(config.byzantine_names)
+        self.mount = [] if self.variables else [f"./{RUN}:{plan.places.config}:ro"]
+
+    def lines(self) -> Iterator[str]:
+        yield from self.head()
+        yield from self.settings()
+        yield from self.shared()
+        yield "services:"
+        yield from self.certs()
+        yield from self.server()
+        yield from self.workers(self.plan.of("worker")[0], "honest", self.honest)
+        if self.byzantine:
+            yield from self.workers(self.plan.of("byzantine")[0], "byzantine", self.byzantine)
+        if self.variables:
+            yield from self.workers(self.plan.of("worker")[0], "gpu", self.honest)
+        yield "volumes:"
+        yield from (f"  {name}: {{}}" for name in self.volumes())
+
+    # The top
+
+    def head(self) -> Iterator[str]:
+        attack = " --profile attack" if self.byzantine else ""
+        many = f"{self.honest} honest and {self.byzantine} Byzantine workers"
+        if self.variables:
+            more = ", and, with the profile `attack`, BYZANTINE more" if self.byzantine else ""
+            yield f"# A cluster on one machine: a server and WORKERS honest workers{more}."
+            yield "#"
+            yield f"#   AGGREGATOR={_aggregator(self.config)} docker compose{attack} up --build"
+            yield f"#   AGGREGATOR=mean ATTACK=uniform docker compose{attack} up"
+        else:
+            yield from comment(
+                f"The run {self.options.name} on one machine: a server, {many}."
+            ).splitlines()
+            yield "#"
+            yield f"#   docker compose{attack} up"
+        yield "#"
+        yield from comment(f"Made by: {self.options.made_by}").splitlines()
+        yield "#"
+        if self.variables:
+            yield "# Every variable has a default and is explained in .env.example."
+        else:
+            yield f"# Settings are in {RUN}; those in a variable SETTINGS, as `a=b c.d=e`, replace them."
+        apart, gpu = (APART, GPU) if self.variables else ("", "")
+        yield from (TOP.replace("APART", apart) + gpu).splitlines()
+        yield ""
+
+    def settings(self) -> Iterator[str]:
+        if self.variables:
+            yield "# One configuration for all, as key=value on the command line; SETTINGS on top of it."
+        else:
+            yield f"# The same for all, beside {RUN}; SETTINGS on top of it."
+        yield "x-settings: &settings"
+        yield "  VARANGIAN_CERTS: /certs"
+        yield "  VARANGIAN_INSECURE: ${VARANGIAN_INSECURE:-0}"
+        yield "  VARANGIAN_TOKEN_FILE: /certs/tokens"
+        if self.variables:
+            config = self.config
+            yield f"  {PREFIX}AGGREGATOR: ${{AGGREGATOR:-{_aggregator(config)}}}"
+            yield f"  {PREFIX}WORKERS: ${{TOTAL:-{config.workers}}}"
+            yield f"  {PREFIX}F: ${{F:-{config.f}}}"
+            yield f"  {PREFIX}BYZANTINE__COUNT: ${{BYZANTINE:-{self.byzantine}}}"
+            yield f"  {PREFIX}ROUNDS: ${{ROUNDS:-{config.rounds}}}"
+            yield f"  {PREFIX}SEED: ${{SEED:-{config.seed}}}"
+            yield f"  {PREFIX}SERVER__DEADLINE: ${{DEADLINE:-{_number(config.server.deadline)}}}"
+        yield f"  {PREFIX}SERVER__DATA_PORT: {self.data_port()}"
+        yield f"  {PREFIX}WORKER__STATE: {self.plan.places.state}"
+        yield "  VARANGIAN_SETTINGS: ${SETTINGS:-}"
+        yield ""
+
+    def data_port(self) -> str:
+        port = data_port(self.config)
+        return '"null"' if port is None else f"${{DATA_PORT:-{port}}}"
+
+    def shared(self) -> Iterator[str]:
+        yield "x-varangian: &varangian"
+        yield f"  image: ${{IMAGE:-{self.options.image}}}"
+        if self.variables:
+            yield from BUILD.splitlines()
+        worker = self.options.worker
+        text = SHARED.replace("MEMORY_OF_A_WORKER", memory(worker)).replace(
+            "CPUS_OF_A_WORKER", f"{worker.cpus:.1f}"
+        )
+        yield from text.replace("GRACE", f"{self.plan.stop_grace}s").splitlines()
+        yield ""
+
+    # Services
+
+    def certs(self) -> Iterator[str]:
+        words = [*self.words(self.plan.certs)]
+        words[words.index("--hosts") + 1] = f"${{TLS_HOSTS:-{self.plan.places.server}}}"
+        yield "  # Makes what is missing or runs out soon, and ends: `docker compose up certs` renews."
+        yield "  certs:"
+        yield "    <<: *varangian"
+        yield f"    command: [{', '.join(_quoted(word) for word in words)}]"
+        yield "    network_mode: none"
+        yield "    volumes:"
+        mounts = ["authority:/certs/authority", "server-certs:/certs/server", "honest-certs:/certs/honest"]
+        mounts += ["byzantine-certs:/certs/byzantine"] if self.byzantine else []
+        yield from (f"      - {mount}" for mount in [*mounts, *self.mount])
+        yield ""
+
+    def server(self) -> Iterator[str]:
+        server = self.options.server
+        mounts = ["runs:/runs", "server-certs:/certs:ro", *self.mount]
+        ports = [f"127.0.0.1:${{PORT:-{port.number}}}:{port.number}" for port in self.plan.server.ports[:1]]
+        if data_port(self.config) is not None:
+            ports.append(f"127.0.0.1:{self.data_port()}:{self.data_port()}")
+        yield "  server:"
+        yield "    <<: *varangian"
+        yield f"    command: {shlex.join(self.words(self.plan.server))}"
+        if data_port(self.config) is not None:
+            yield "    # Workers elsewhere are told the data port, so it is the same inside and outside."
+        yield "    environment:"
+        yield "      <<: *settings"
+        yield "      VARANGIAN_SECRET_FILE: /certs/secret"
+        yield f"    mem_limit: ${{SERVER_MEMORY:-{memory(server)}}}"
+        yield f"    cpus: ${{SERVER_CPUS:-{server.cpus:.1f}}}"
+        yield f"    ports: [{', '.join(map(_quoted, ports))}]"
+        yield f"    volumes: [{', '.join(map(_quoted, mounts))}]"
+        yield "    restart: ${RESTART:-on-failure:5}"
+        yield "    depends_on:"
+        yield "      certs: {condition: service_completed_successfully}"
+        yield "    # Whether the server has touched its file lately, as it does while it accepts pushes. To"
+        yield "    # start a Python that asks takes seconds, and more on a machine with other things to do."
+        yield from self.healthcheck(self.plan.places.heartbeat, "2s")
+        yield ""
+
+    def workers(self, task: Task, kind: str, many: int) -> Iterator[str]:
+        """The service of honest workers, of Byzantine ones, or of honest ones that compute on GPUs."""
+        claim = "byzantine" if kind == "byzantine" else "honest"
+        variable = {"honest": "WORKERS", "byzantine": "BYZANTINE", "gpu": "GPU_WORKERS"}[kind]
+        mounts = [f"{claim}-certs:/certs:ro", f"{claim}-states:/state", *self.mount]
+        own: dict[str, str] = {}
+        if kind == "byzantine":
+            attack = f"${{ATTACK:-{_attack(self.config)}}}" if self.variables else ""
+            own[f"{PREFIX}BYZANTINE__ATTACK"] = attack or _quoted(literal(attack_text(self.config)))
+        if kind == "gpu":
+            own[f"{PREFIX}WORKER__DEVICE"] = "cuda"
+        yield f"  {'worker-gpu' if kind == 'gpu' else task.role}:"
+        yield "    <<: *varangian"
+        if kind != "honest":
+            yield f"    profiles: [{'attack' if kind == 'byzantine' else 'gpu'}]"
+        yield f"    command: {shlex.join([*self.words(task), '--claim', claim])}"
+        if own:
+            yield "    environment:"
+            yield "      <<: *settings"
+            yield from (f"      {name}: {value}" for name, value in own.items())
+        yield f"    volumes: [{', '.join(map(_quoted, mounts))}]"
+        yield "    restart: ${RESTART:-on-failure:5}"
+        yield "    depends_on:"
+        yield "      server: {condition: service_healthy}"
+        yield from self.healthcheck(str(self.plan.places.worker_heartbeat), "10s")
+        yield "    deploy:"
+        yield f"      replicas: {f'${{{variable}:-{many}}}' if self.variables else many}"
+        if kind == "gpu" or task.resources.gpus:
+            yield "      resources:"
+            yield "        reservations:"
+            yield f"          {DEVICES}"
+        yield ""
+
+    def words(self, task: Task) -> list[str]:
+        """The command of a task in a container, whose entry point is the program."""
+        without = {self.plan.places.config} if self.variables else set[str]()
+        return [word for word in task.argv[1:] if word not in without]
+
+    def healthcheck(self, file: str, interval: str) -> Iterator[str]:
+        yield "    healthcheck:"
+        yield f"""      test: ["CMD-SHELL", 'test -n "$$(find {file} -newermt "-15 seconds")"']"""
+        yield f"      interval: {interval}"
+        yield "      timeout: 10s"
+        yield "      retries: 5"
+        yield "      start_period: 300s"
+
+    def volumes(self) -> list[str]:
+        kinds = ["honest", "byzantine"] if self.byzantine else ["honest"]
+        return [
+            "runs",
+            "authority",
+            "server-certs",
+            *(f"{k}-{what}" for k in kinds for what in ("certs", "states")),
+        ]
+
+
+def _quoted(text: str) -> str:
+    """In double quotes, as YAML reads it."""
+    escaped = text.replace("\\", "\\\\").replace('"', '\\"')
+    return f'"{escaped}"'
+
+
+def _run_file(plan: Plan, options: Options) -> str:
+    return (
+        comment("The settings of the run that are not at their defaults.", f"Made by: {options.made_by}")
+        + plan.files[RUN]
+    )
+
+
+def _readme(config: RunConfig, options: Options) -> str:
+    attack = " --profile attack" if config.byzantine.count else ""
+    return README.format(
+        name=options.name,
+        made_by=options.made_by.replace("`", ""),
+        attack=attack,
+        honest=len(config.honest_names),
+        workers=config.workers,
+        file=FILE,
+    )
+
+
+README = """\
+# The run {name} with Compose
+
+Made by `{made_by}`.
+It needs Compose v2 or 1.29, and the image that [{file}]({file}) names.
+
+```sh
+docker compose{attack} up --detach     # start, and go on after a crash
+docker compose logs --follow server     # watch
+docker cp "$(docker compose ps --all --quiet server)":/runs ./runs     # the results
+```
+
+`docker compose{attack} down` stops it; with `--volumes` it also deletes results and keys.
+"""
+
+TOP = """\
+# The file keeps to what Compose 1.29 and Compose v2 both understand: no `name`, no `include`, no
+# `start_interval`. No variable reaches a shell or the words of a command: what a user sets is the value of
+# one variable or of one argument.
+#
+# TLS is on: `certs` makes the certificates once, and each service below sees only the volume with its own.
+# With VARANGIAN_INSECURE=1 nobody looks at them, and workers show the tokens that `certs` made beside them.
+# The secret that makes tokens is drawn there once, and only the server sees it.
+#
+# Whatever is killed goes on: `server --resume` takes up the newest run with these settings that has rounds
+# left, from its newest checkpoint in the volume `runs`, and workers find in a volume of theirs what they
+# remember. The engine starts again what crashes, and `docker compose up` what was stopped by hand.
+#
+# The replicas of a service see the same volumes. So honest workers share one, the attackers another: who
+# takes over one honest container has the keys of all of them.APART
+"""
+
+APART = """ docker-compose.apart.yml, after this file, gives
+# each honest worker a volume of its own, at the price of a service for each."""
+
+GPU = """\
+#
+# With WORKERS=0 and the profile `gpu`, GPU_WORKERS honest workers compute on the GPUs of this machine, by
+# way of the container toolkit of NVIDIA.
+"""
+
+BUILD = f"""\
+  build:
+    context: .
+    args:
+      BASE_IMAGE: ${{BASE_IMAGE:-{BASE_IMAGE}}}
+      LOCK: ${{LOCK:-requirements.lock}}
+      PIP_ARGS: ${{PIP_ARGS:-}}
+"""
+
+SHARED = """\
+  environment: *settings
+  init: true
+  read_only: true
+  tmpfs: [/tmp]
+  cap_drop: [ALL]
+  security_opt: ["no-new-privileges:true"]
+  # Every connection is a file. Threads count as processes; nproc is not set, since it would count those of
+  # all containers together, and pids_limit those of one. No core files: a key could be in them.
+  ulimits:
+    nofile: {soft: 4096, hard: 16384}
+    core: 0
+  pids_limit: 256
+  mem_limit: ${MEMORY:-MEMORY_OF_A_WORKER}
+  cpus: ${CPUS:-CPUS_OF_A_WORKER}
+  stop_grace_period: GRACE
+  logging:
+    driver: json-file
+    options: {max-size: 10m, max-file: "3"}
+"""

@@ -41,6 +41,8 @@ class Places:
     """The folder in which a worker keeps what it needs to go on; it should outlive the task."""
     heartbeat: str = "/tmp/serving"
     """The file that a server touches every second while it answers."""
+    worker_heartbeat: str | None = None
+    """The same of a worker; None has none."""
     bind: str = "0.0.0.0"
     server: str = "server"
     """The host name that workers reach the server under, which its certificate has, too."""
@@ -162,6 +164,7 @@ def make_plan(
         f"{PREFIX}SERVER__DATA_PORT": _setting(data_port(config)),
         f"{PREFIX}WORKER__STATE": places.state,
     }
+    beat = [] if places.worker_heartbeat is None else [f"worker.heartbeat={places.worker_heartbeat}"]
     attack = {} if config.byzantine.attack is None else {f"{PREFIX}BYZANTINE__ATTACK": attack_text(config)}
     certs = Task(
         role="certs",
@@ -192,7 +195,7 @@ def make_plan(
                 role=role,
                 index=index,
                 name=name,
-                argv=("varangian", "worker", places.config, "--server", f"{places.server}:{port}"),
+                argv=("varangian", "worker", places.config, "--server", f"{places.server}:{port}", *beat),
                 identity=("--name", name),
                 environment=common | (attack if role == "byzantine" else {}),
                 files=(RUN,),
@@ -253,7 +256,8 @@ def run_file(config: RunConfig) -> str:
 
 ELSEWHERE = (
     *("backend", "output", "simulate", "byzantine.attack"),
-    *("server.host", "server.port", "server.data_port", "server.heartbeat", "server.tls", "worker.state"),
+    *("server.host", "server.port", "server.data_port", "server.heartbeat", "server.tls"),
+    *("worker.state", "worker.heartbeat"),
 )
 """Settings that are no part of the file."""
 

@@ -35,6 +35,10 @@ PREFIX = 16
 DIGITS = re.compile(r"[0-9a-f]{1,64}")
 
 
+NOTHING_REVOKED = b"# fingerprints of revoked certificates, one a line\n"
+"""A list without a fingerprint. It is not empty, as some engines take no empty file."""
+
+
 class AuthorityError(ValueError):
     """A certificate cannot be made or revoked; the sentence is for the operator."""
 
@@ -80,7 +84,7 @@ class Authority:
         made = x509.make_authority(days)
         home = path / HOME
         home.mkdir(mode=FOLDER, parents=True, exist_ok=True)
-        write_atomically(home / REVOKED, b"", PUBLIC)
+        write_atomically(home / REVOKED, NOTHING_REVOKED, PUBLIC)
         write_atomically(home / CERTIFICATE, made.certificate, PUBLIC)
         write_atomically(home / KEY, made.key, PRIVATE)
         return cls(path)

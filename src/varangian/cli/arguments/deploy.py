@@ -11,6 +11,7 @@ from varangian.files import expanded
 
 EMITTERS = {
     "compose": "varangian.deploy.compose",
+    "swarm": "varangian.deploy.swarm",
 }
 """The engines, with the module that has `render(config, options)` for each."""
 UNITS = {"": 1, "k": 1 << 10, "m": 1 << 20, "g": 1 << 30, "t": 1 << 40}

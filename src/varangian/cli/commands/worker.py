@@ -74,6 +74,7 @@ def command(args: argparse.Namespace) -> int:
         patience=patience or inf,
         state=_states(config.worker.state),
         tidy=True,
+        heartbeat=None if config.worker.heartbeat is None else user_path(config.worker.heartbeat),
     )
     if code > SIGNALLED:
         _exit_now(code)
