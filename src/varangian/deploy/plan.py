@@ -229,7 +229,7 @@ def _ports(config: RunConfig, port: int) -> tuple[Port, ...]:
         ("grpc", port),
         ("data", data_port(config)),
         ("enrol", server.enrol_port),
-        ("metrics", getattr(server, "metrics_port", None)),
+        ("metrics", server.metrics_port),
     ]
     return tuple(Port(name, number) for name, number in found if number)
 
