@@ -249,7 +249,9 @@ class Run:
                     last = None
                     break
                 last, count = kill, count + 1
-            code = self._programs.server.wait(PATIENCE + 20 * self._pace * self._rounds)
+            code = (
+                0 if self._over else self._programs.server.wait(PATIENCE + 20 * self._pace * self._rounds)
+            )
             ended = [f"the server ended with {code}:\n{self._programs.server.tail(600)}"] if code else []
             result = {} if code else self._programs.result()
             if not code and result["digest"] != self._reference.digest:
@@ -279,6 +281,8 @@ class Run:
         victim.kill()
         self._over = victim is programs.server and programs.has_result()
         at = programs.count()
+        if self._over:
+            return {"kill": number, "victim": victim.name, "lines": at, "seconds": None, "problems": []}
         victim.start()
         began = time.monotonic()
         seconds = time.monotonic() - began if programs.until_lines(at, PATIENCE) else None
