@@ -23,6 +23,7 @@ WHAT = {
     "cli": "one file for each command; progress, tables, pictures",
     "launch": "a run in processes or in simulation; what it leaves behind",
     "config": "YAML and key=value to built objects",
+    "trackers": "TensorBoard, Weights & Biases, MLflow",
     "pki": "the authority of a cluster",
     "server": "rounds, rows, the optimizer step, calls",
     "worker": "data, gradients, attacks, pull and push",

@@ -45,6 +45,7 @@ KINDS = {
     "graphs": ("names", "Communication graphs"),
     "availability": ("names", "Availability"),
     "delays": ("names", "Delays"),
+    "trackers": ("names", "Trackers"),
 }
 """Kinds of `varangian list`: the page of each, and its title there."""
 INTRODUCTIONS = {
@@ -92,8 +93,8 @@ round](../concepts/participation.md) explains them, with their guarantees and co
 """,
     "names": """# Other names
 
-Names of data, models, losses, metrics, partitions, schedules, graphs and simulated behaviour for a
-configuration. `varangian list KIND` prints the same in a terminal.
+Names of data, models, losses, metrics, partitions, schedules, graphs, simulated behaviour and trackers for
+a configuration. `varangian list KIND` prints the same in a terminal.
 """,
 }
 

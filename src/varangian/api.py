@@ -30,6 +30,7 @@ from varangian.launch.checkpoints.resumed import Resumed
 from varangian.own_classes import target_of, target_of_function
 from varangian.registry import ConfigError, Problem, Registry, is_target, join
 from varangian.server.participation import PARTICIPATION
+from varangian.trackers import TRACKERS
 from varangian.worker.attacks import ATTACKS
 from varangian.worker.data import DATASETS
 from varangian.worker.data.partition import PARTITIONS
@@ -50,7 +51,7 @@ Grid = str | os.PathLike[str] | Mapping[str, Any]
 """A grid file, or its content."""
 REGISTRIES: tuple[Registry[Any], ...] = (
     *(RULES, MIXINGS, ATTACKS, PARTITIONS, METRICS, MODELS, DATASETS, LOSSES),
-    *(PARTICIPATION, AVAILABILITY, DELAYS),
+    *(PARTICIPATION, AVAILABILITY, DELAYS, TRACKERS),
 )
 """The registries whose objects may stand in the place of their names."""
 MAIN = "__main__"
@@ -276,7 +277,8 @@ def configuration(config: Config, settings: Mapping[str, Any]) -> RunConfig:
         found = loads(apply_overrides(base, more, groups()))
     script = getattr(sys.modules[MAIN], "__file__", None)
     if found.backend == "processes" and not (script and Path(script).is_file()):
-        check_reachable(found.resolved())  # a script is imported by every process of a run
+        # A script is imported by every process of a run. Trackers are called in this one.
+        check_reachable({name: value for name, value in found.resolved().items() if name != "trackers"})
     return found
 
 

@@ -10,7 +10,7 @@ from typing import Any
 from varangian.config.settings import AUTO, RunConfig
 
 WITHOUT_EFFECT = (
-    "output",
+    *("output", "trackers"),
     *("server.host", "server.port", "server.data_port", "server.enrol_port"),
     *("server.metrics_port", "server.metrics_host", "server.metrics_token"),
     *("server.heartbeat", "server.tls"),

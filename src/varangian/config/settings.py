@@ -31,6 +31,7 @@ from varangian.server.participation import DEFAULT, PARTICIPATION, Participation
 from varangian.server.protocol.state import Selection
 from varangian.server.training.ema import Ema
 from varangian.server.training.optimizer import OPTIMIZERS, Optimizer
+from varangian.trackers import TRACKERS, Tracker
 from varangian.worker.attacks import ATTACKS, Attack, Sight
 from varangian.worker.data import DATASETS, Source
 from varangian.worker.data.partition import PARTITIONS, Partition
@@ -317,6 +318,9 @@ class RunConfig(Section):
     evaluate: Evaluation = Evaluation()
     ema: Annotated[Ema | None, of_fields(Ema, "an average of the model")] = None
     """Moving average of the model over rounds, at the server; evaluated and saved beside the model."""
+    trackers: Annotated[tuple[Tracker, ...] | None, many_of(TRACKERS)] = None
+    """Where the numbers of the run are sent, besides its run folder, as [tensorboard, {wandb: {project:
+    mine}}]; your own as `module:Class`. One that fails or hangs never stops a run."""
 
     @model_validator(mode="before")
     @classmethod

@@ -23,6 +23,7 @@ from varangian.launch.worker_processes import assign_processes
 from varangian.protos.network.listen import ListenError, bind_sockets
 from varangian.registry import ConfigError, Problem
 from varangian.server.rows.latest_store import NoRoom
+from varangian.trackers import TRACKERS, missing_packages
 from varangian.worker.training.compute import WorkerCompute
 
 
@@ -132,11 +133,20 @@ def _list_untried(config: RunConfig) -> Iterator[str]:
     yield "more than one gradient: later rounds may need more memory on a GPU, or diverge"
 
 
+def _tracking(config: RunConfig) -> Iterator[str]:
+    if problems := missing_packages(config.trackers):
+        raise ConfigError(problems)
+    if config.trackers:
+        names = ", ".join(map(TRACKERS.name, config.trackers))
+        yield f"trackers: the packages of {names} are installed"
+
+
 _Trial = Callable[[RunConfig], Iterator[str]]
 _TRIALS: tuple[tuple[str, _Trial], ...] = (
     ("output", _writable),
     ("server", _listening),
     ("server.tls", _try_identities),
+    ("trackers", _tracking),
 )
 
 

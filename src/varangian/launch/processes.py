@@ -114,6 +114,11 @@ async def serve_run(
     if security is not None:
         server_run.sign_with(security)
     enrolment = _enrolment(server_run, sessions, security, enrolling)
+
+    def begin(address: str) -> None:
+        server_run.trackers.begin()
+        ready(address)
+
     try:
         coordinator = server_run.coordinator()
         if server_run.config.server.metrics_port is not None:
@@ -128,7 +133,7 @@ async def serve_run(
             host=server_run.config.server.host,
             port=server_run.config.server.port,
             data_port=server_run.config.server.data_port,
-            ready=ready,
+            ready=begin,
             stop=server_run.stop.event,
             security=security,
             dtype=server_run.config.wire.dtype,

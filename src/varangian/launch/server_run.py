@@ -55,6 +55,8 @@ from varangian.server.rounds.coordinator import Coordinator
 from varangian.server.rounds.windowed import window_columns
 from varangian.server.rows.source import RowSource
 from varangian.server.training.learner import Learner
+from varangian.trackers import Followers, RunFacts, missing_packages
+from varangian.trackers.follower import END, END_AFTER_SIGNAL
 from varangian.weak_methods import weakly
 from varangian.worker.training.compute import VectorSource, WorkerCompute
 
@@ -118,10 +120,12 @@ class ServerRun:
     failures: CodeFailures = field(init=False)
     keeper: CheckpointKeeper | None = field(init=False)
     """Keeps checkpoints; None in a run that writes none."""
+    trackers: Followers = field(init=False)
 
     def __post_init__(self) -> None:
         self.failures = CodeFailures(self.config)
         self.keeper = self._keeper()
+        self.trackers = Followers(self.config.trackers, self._facts(), self.note)
         if self.resumed is not None and self.resumed.state is not None:
             self._restore(self.resumed.state["run"])
 
@@ -150,6 +154,8 @@ class ServerRun:
         def warn(text: str) -> None:
             note(f"warning: {text}")
 
+        if problems := missing_packages(config.trackers):
+            raise ConfigError(problems)
         start, config, latest = settings_of(config, resume)
         try:
             # Samples were dealt among the workers of the start.
@@ -257,6 +263,17 @@ class ServerRun:
             places_last=self.config.server.absent_after > RECONNECT_GRACE,
             state=None if self.resumed is None else self.resumed.state,
             connected=self.config.backend == "simulate",
+        )
+
+    def _facts(self) -> RunFacts:
+        """What trackers are told of the run."""
+        return RunFacts(
+            self.folder.path.name.removesuffix(".running"),  # which those of a sweep lose in the end
+            self.folder.path,
+            self.start.resolved(),
+            self.config.worker_names,
+            self.config.rounds,
+            None if self.resumed is None else self.resumed.round,
         )
 
     def _keep_rows(self) -> KeptRows | None:
@@ -424,6 +441,7 @@ class ServerRun:
         )
         result = self.folder.finish(result, self._models())
         self.saved = True
+        self.trackers.end(result.plain())
         if result.code_error is not None:
             self.note(f"warning: {result.code_error}")
         if self.can_go_on:
@@ -441,6 +459,11 @@ class ServerRun:
         finally:
             if self.keeper is not None:
                 self.keeper.wait()
+            # The end of a run without a result; otherwise it is told already.
+            self.trackers.end(
+                {"outcome": "failed", "reason": "it ended on an error", "rounds": self.rounds}
+            )
+            self.trackers.close(END if self.stop.signal is None else END_AFTER_SIGNAL)
             self.folder.close()
             self.row_source.close()
             if self.lock is not None:
@@ -489,6 +512,7 @@ class ServerRun:
             self.metrics.observe(record)
         if self.tracing is not None:
             self.tracing.observe(record)
+        self.trackers.round(record)
         self.observe(record)
 
 

@@ -28,7 +28,7 @@ exit codes:
 KINDS = (
     *("aggregators", "mixings", "attacks", "datasets", "models", "losses", "metrics"),
     *("partitions", "optimizers", "schedules"),
-    *("graphs", "availability", "delays", "participations", "staleness"),
+    *("graphs", "availability", "delays", "participations", "staleness", "trackers"),
 )
 
 REPORT = "varangian.experiments.report.command"

@@ -16,6 +16,7 @@ from varangian.server.participation import PARTICIPATION
 from varangian.server.participation.staleness import STALENESS
 from varangian.server.training.optimizer import OPTIMIZERS
 from varangian.server.training.schedules import SCHEDULES
+from varangian.trackers import TRACKERS
 from varangian.worker.attacks import ATTACKS
 from varangian.worker.data import DATASETS
 from varangian.worker.data.partition import PARTITIONS
@@ -41,6 +42,7 @@ REGISTRIES: dict[str, Registry[Any]] = {
     "delays": DELAYS,
     "participations": PARTICIPATION,
     "staleness": STALENESS,
+    "trackers": TRACKERS,
 }
 OWN = (
     "module:Class",

@@ -81,7 +81,8 @@ class Trainings:
         over: Callable[[], bool],
         told: Callable[[str, Trained], None],
     ) -> None:
-        self._base, self._folder, self._jobs = {**base, "output": str(folder)}, folder, jobs
+        self._base = {**base, "output": str(folder), "trackers": None}
+        self._folder, self._jobs = folder, jobs
         self.over, self._told = over, told
         """`over` is asked between runs whether the time is up."""
         self._stack = contextlib.ExitStack()

@@ -30,6 +30,8 @@ from varangian.experiments.sweep.progress import Outcome, Progress, Silent, View
 from varangian.experiments.sweep.tune import Choice, choose
 from varangian.files import user_path, write_atomically
 from varangian.launch import RunError, RunResult
+from varangian.registry import ConfigError
+from varangian.trackers import missing_packages
 
 POLL = 0.25
 """Seconds between two looks at what has happened."""
@@ -149,8 +151,11 @@ def run_sweep(
         command: that started the sweep, for the manifests; by default that of this process.
 
     Raises:
+        ConfigError: the package of a tracker is missing.
         RunError: a run folder is of another version or cannot be written; nothing is overwritten.
     """
+    if problems := missing_packages(plan.points[0].config.trackers if plan.points else ()):
+        raise ConfigError(problems)
     folders = RunFolders(plan.output)
     folders.check(point.id for point in plan.points)
     write_index(plan)

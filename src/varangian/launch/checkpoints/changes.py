@@ -10,7 +10,7 @@ from varangian.config import RunConfig
 from varangian.registry import NOTHING, Problem, format_value, join
 
 ALLOWED = (
-    *("output", "rounds", "metrics", "evaluate.every", "worker.patience", "worker.state"),
+    *("output", "trackers", "rounds", "metrics", "evaluate.every", "worker.patience", "worker.state"),
     *("server.host", "server.port", "server.data_port", "server.enrol_port"),
     *("server.metrics_port", "server.metrics_host", "server.metrics_token"),
     *("server.heartbeat", "server.tls", "worker.heartbeat"),

@@ -85,6 +85,7 @@ def run_in_simulation(
                 time.restore(_simulation(resume)["time"])
             with executors(config) as (server, workers):
                 coordinator = server_run.coordinator(time.clock, server)
+                server_run.trackers.begin()
                 serving = asyncio.create_task(coordinator.run(ending))
                 await SimulatedWorkers(server_run, coordinator, time, workers).work()
                 ending.set()
