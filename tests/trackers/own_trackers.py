@@ -39,9 +39,11 @@ class Failing:
     def __init__(self, where: str = "begin", times: int = 1_000_000):
         self.where, self.times = where, times
         self.failed, self.rounds, self.ends = 0, [], []
+        self.began = threading.Event()
 
     def begin(self, run):
         self._fail("begin")
+        self.began.set()
         return self
 
     def round(self, record):

@@ -72,9 +72,16 @@ def test_one_that_never_begins_is_said_once_and_its_lines_are_counted(followed):
     assert tracker.rounds == tracker.ends == []
 
 
-def test_one_that_begins_late_has_all(followed):
-    tracker = Failing("begin", times=3)
-    (failed,) = followed(tracker)
+def test_one_that_begins_late_has_all(facts, record):
+    tracker, notes = Failing("begin", times=3), []
+    followers = Followers([tracker], facts, notes.append)
+    followers.begin()
+    for round in range(5):
+        followers.round(record(round))
+    assert tracker.began.wait(patience(30))
+    followers.end({"outcome": "finished"})
+    followers.close(patience(60))
+    (failed,) = notes
     assert "no begin" in failed
     assert tracker.rounds == [0, 1, 2, 3, 4]
 

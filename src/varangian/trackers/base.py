@@ -58,8 +58,8 @@ class Tracking(Protocol):
     """One run in a tracker. All methods are called in one thread, one after the other.
 
     It may also have `flush()`, called when no further round waits; `weights(table)`, called before the end
-    with a `WeightTable`; `shown_at`, a text that tells where to look; and `unsent`, the number of rounds that
-    it has taken and not sent yet.
+    with a `WeightTable`; `shown_at`, a text that tells where to look; and `unsent`, the number of rounds
+    that it has taken and not sent yet.
     """
 
     def round(self, record: RoundRecord, /) -> None:
