@@ -1,5 +1,3 @@
-import os
-
 import pytest
 
 from varangian import run
@@ -9,7 +7,7 @@ from varangian.launch.worker_processes import WorkerProcesses, assign_processes,
 @pytest.fixture
 def dealt_among(small, monkeypatch):
     def deal(cores, *settings):
-        monkeypatch.setattr(os, "cpu_count", lambda: cores)
+        monkeypatch.setattr("varangian.launch.worker_processes.usable_cores", lambda: cores)
         return [" ".join(workers) for workers in assign_processes(small(*settings))]
 
     return deal
@@ -19,7 +17,7 @@ def dealt_among(small, monkeypatch):
     ("cores", "settings", "processes"),
     [
         (2, [], ["w00 w01", "w02 w03 w04"]),
-        (None, [], ["w00 w01 w02 w03 w04"]),
+        (0.5, [], ["w00 w01 w02 w03 w04"]),
         (64, [], ["w00", "w01", "w02", "w03", "w04"]),
         (2, ["byzantine.count=2"], ["w00", "w01 w02", "w03 w04"]),
         (2, ["byzantine.count=2", "worker.per_process=1"], ["w00", "w01", "w02", "w03", "w04"]),

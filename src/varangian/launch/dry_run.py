@@ -11,7 +11,6 @@ from varangian.config import RunConfig
 from varangian.config.build import task
 from varangian.files import user_path
 from varangian.launch.identities import make_identities, uses_tls
-from varangian.launch.memory_budget import available_memory
 from varangian.launch.result import RunError
 from varangian.launch.server_run import (
     check_descriptors,
@@ -22,6 +21,7 @@ from varangian.launch.server_run import (
 from varangian.launch.worker_processes import assign_processes
 from varangian.protos.network.listen import ListenError, bind_sockets
 from varangian.registry import ConfigError, Problem
+from varangian.resources import available_memory
 from varangian.server.rows.latest_store import NoRoom
 from varangian.trackers import TRACKERS, missing_packages
 from varangian.worker.training.compute import WorkerCompute

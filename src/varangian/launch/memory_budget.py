@@ -5,11 +5,7 @@ n  workers     d  parameters
 
 from __future__ import annotations
 
-import re
-from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
-from pathlib import Path, PurePosixPath
-from typing import TypeAlias
 
 from varangian.protos.data_channel.encrypted_stream import PAYLOADS
 from varangian.protos.data_channel.listener import THREADS, IdleLimits
@@ -18,6 +14,7 @@ from varangian.protos.encoding import FLOAT32, WIRE, Dtype
 from varangian.protos.messages import MESSAGE_LIMIT
 from varangian.protos.network.descriptors import connections
 from varangian.protos.network.grpc_options import inline_lookahead
+from varangian.resources import available_memory, readable, resident_memory
 from varangian.server.limits.concurrency import most_readers
 from varangian.server.limits.limits import DEFAULT_LIMITS, Limits
 from varangian.server.rows.latest_store import LatestPlan
@@ -40,10 +37,6 @@ BESIDE = 64 << 10
 """A connection beside gRPC: its two ends of TLS, mostly. Its payload is never there as a whole."""
 RESERVE = 128 << 20
 """Bytes for libraries later on, and the kernels' blocks: no more with more workers or a larger model."""
-
-UNITS = ((1e9, "GB"), (1e6, "MB"), (1e3, "kB"))
-
-Read: TypeAlias = Callable[[str], str | None]
 
 
 @dataclass(frozen=True)
@@ -190,91 +183,3 @@ def _beside(n: int, limits: Limits) -> int:
     """
     segments = n * limits.streams * 2 * PAYLOADS.segment
     return (2 * n * limits.streams + IdleLimits.unidentified) * BESIDE + segments + THREADS * BLOCK
-
-
-def readable(size: int) -> str:
-    """A number of bytes with its unit."""
-    unit, name = next((u, n) for u, n in UNITS if size >= u or u == 1e3)
-    return f"{size / unit:.{1 if size < 10 * unit else 0}f} {name}"
-
-
-def _read(path: str) -> str | None:
-    try:
-        return Path(path).read_text(encoding="ascii", errors="replace")
-    except OSError:
-        return None
-
-
-def resident_memory(read: Read = _read) -> int:
-    """Bytes of this process that are in memory; 0 where the system does not say."""
-    return _field(read("/proc/self/status"), "VmRSS") or 0
-
-
-def available_memory(read: Read = _read) -> int | None:
-    """Bytes that this process can still have, on the machine and in its control groups; None if unknown."""
-    rooms = [_field(read("/proc/meminfo"), "MemAvailable"), *_groups(read)]
-    return min((room for room in rooms if room is not None), default=None)
-
-
-def _groups(read: Read) -> Iterator[int | None]:
-    """The bytes that each control group's limit leaves, from the innermost outwards, of both versions."""
-    mounts = read("/proc/self/mountinfo") or ""
-    for hierarchy, controllers, path in _memberships(read("/proc/self/cgroup") or ""):
-        if hierarchy != "0" and "memory" not in controllers.split(","):
-            continue
-        second = hierarchy == "0"
-        for root, mount in _mounts(mounts, second):
-            below = _below(path, root)
-            folder = Path(mount) / below
-            for _ in range(len(below.parts) + 1):
-                yield _left(read, str(folder), *(SECOND if second else FIRST))
-                folder = folder.parent
-
-
-FIRST = (("memory.limit_in_bytes",), "memory.usage_in_bytes", "total_inactive_file")
-SECOND = (("memory.max", "memory.high"), "memory.current", "inactive_file")
-"""Files of a group: limits, what is taken, and the part of it that files have and nobody uses."""
-
-
-def _memberships(text: str) -> Iterator[tuple[str, str, str]]:
-    """The fields of each line `hierarchy:controllers:path`."""
-    for line in text.splitlines():
-        hierarchy, _, rest = line.partition(":")
-        controllers, _, path = rest.partition(":")
-        yield hierarchy, controllers, path
-
-
-def _mounts(text: str, second: bool) -> list[tuple[str, str]]:
-    """The mounts of memory control groups, and which group is the topmost that can be seen there."""
-    found: list[tuple[str, str]] = []
-    for line in text.splitlines():
-        before, _, after = line.partition(" - ")
-        kind, *_, options = after.split() or [""]
-        wanted = kind == "cgroup2" if second else kind == "cgroup" and "memory" in options.split(",")
-        if wanted:
-            found.append((before.split()[3], before.split()[4]))
-    return found or [("/", "/sys/fs/cgroup" if second else "/sys/fs/cgroup/memory")]
-
-
-def _below(path: str, root: str) -> PurePosixPath:
-    """The path of a group as it is seen below the mount of another."""
-    found, top = PurePosixPath(path), PurePosixPath(root)
-    if ".." in found.parts or not found.is_relative_to(top):
-        return PurePosixPath()  # outside of what this process can see
-    return found.relative_to(top)
-
-
-def _left(read: Read, folder: str, limits: tuple[str, ...], usage: str, unused: str) -> int | None:
-    texts, taken = [read(f"{folder}/{limit}") for limit in limits], read(f"{folder}/{usage}")
-    most = [int(text) for text in texts if text is not None and text.strip().isdigit()]
-    if not most or taken is None:
-        return None
-    # Pages of files that nobody has used for a while are given back when memory is short.
-    found = re.search(rf"^{unused} (\d+)$", read(f"{folder}/memory.stat") or "", re.MULTILINE)
-    return max(0, min(most) - int(taken) + (int(found[1]) if found else 0))
-
-
-def _field(text: str | None, name: str) -> int | None:
-    """Bytes in a line `name: 123 kB`."""
-    found = re.search(rf"^{name}:\s+(\d+) kB$", text or "", re.MULTILINE)
-    return int(found[1]) << 10 if found else None

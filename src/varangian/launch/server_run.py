@@ -33,7 +33,7 @@ from varangian.launch.code_failures import CodeFailures
 from varangian.launch.event_loop import SIGNALS, interruptible
 from varangian.launch.membership.changed_settings import change_of, with_members
 from varangian.launch.membership.members_file import MembersFile
-from varangian.launch.memory_budget import MemoryBudget, available_memory, readable
+from varangian.launch.memory_budget import MemoryBudget
 from varangian.launch.output.run_folder import RunFolder
 from varangian.launch.output.run_result import RunResult
 from varangian.launch.output.saved_model import AVERAGE, PARAMETERS, pack_state
@@ -44,6 +44,7 @@ from varangian.protos.contract import Terms
 from varangian.protos.encoding import WIRE
 from varangian.protos.network import descriptors
 from varangian.registry import ConfigError, Problem
+from varangian.resources import available_memory, readable
 from varangian.server.identity.sessions import RECONNECT_GRACE, Sessions
 from varangian.server.identity.tls import Security
 from varangian.server.observability.record import Observe, RoundRecord, Scores

@@ -3,17 +3,18 @@
 from __future__ import annotations
 
 import asyncio
-import os
 import signal
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
+from math import ceil
 from multiprocessing.process import BaseProcess
 from types import TracebackType
 
 from varangian.config import RunConfig
 from varangian.launch import fork_server
 from varangian.launch.child import ChildSpec, run_child
+from varangian.resources import cores as usable_cores
 
 POLL = 0.2
 """Seconds between looks at the children."""
@@ -91,7 +92,7 @@ def assign_processes(config: RunConfig) -> list[tuple[str, ...]]:
     """Which workers share a process: never an honest one with one that attacks."""
     honest, byzantine = config.honest_names, config.byzantine_names
     size = config.worker.per_process
-    cores = max(1, os.cpu_count() or 1)
+    cores = max(1, ceil(usable_cores()))
     # Attackers who see others compute their vectors too; in one process they do so once for all.
     return [
         *_divide(honest, -(-len(honest) // size) if size else cores),

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import torch
 
-from varangian.launch.memory_budget import resident_memory
+from varangian.resources import resident_memory
 from varangian.server.training.parameters import BLOCK, ParameterVersions, norm
 
 

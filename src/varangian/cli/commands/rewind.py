@@ -9,9 +9,9 @@ from pathlib import Path
 from varangian.cli.main import OK, CommandError
 from varangian.launch.checkpoints.rewind import KeptCheckpoint, branch, kept_checkpoints
 from varangian.launch.checkpoints.worker_states import WorkerStates
-from varangian.launch.memory_budget import readable
 from varangian.launch.result import RunError
 from varangian.registry import ConfigError, Problem
+from varangian.resources import readable
 
 HEADINGS = ("round", "score", "kept as", "size", "written", "states of workers")
 
