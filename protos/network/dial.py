@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ipaddress
 import os
 from collections.abc import Iterable
 from typing import TypeAlias
@@ -15,6 +16,8 @@ PROXY = "VARANGIAN_PROXY"
 """The environment variable that names a proxy for servers beyond this machine."""
 IGNORED = ("grpc_proxy", "https_proxy", "http_proxy")
 """Environment variables that gRPC obeys by default, also for calls that never leave the machine."""
+EXEMPTS = ("no_grpc_proxy", "no_proxy")
+"""Environment variables with hosts that gRPC calls directly, whatever the proxy; the first counts."""
 
 Options: TypeAlias = Iterable[tuple[str, int | str]]
 
@@ -42,7 +45,26 @@ def open_aio_channel(
 def find_proxy(server: str) -> str | None:
     """The proxy between here and a server, if one was asked for."""
     found = split_address(server)
-    return None if found is None or is_loopback(found[0]) else os.environ.get(PROXY) or None
+    if found is None or is_loopback(found[0]) or find_exemption(found[0]):
+        return None
+    return os.environ.get(PROXY) or None
+
+
+def find_exemption(host: str) -> str | None:
+    """The variable by which gRPC calls a host directly, and its entry: `no_proxy=.example`."""
+    name = next((name for name in EXEMPTS if name in os.environ), None)
+    entries = os.environ[name].split(",") if name is not None else ()
+    return next((f"{name}={entry}" for entry in entries if entry.strip() and _covers(entry, host)), None)
+
+
+def _covers(entry: str, host: str) -> bool:
+    """Whether an entry is the end of a host name, or a network with an address in it."""
+    if host.lower().endswith(entry.strip().lower()):
+        return True
+    try:
+        return ipaddress.ip_address(host) in ipaddress.ip_network(entry.strip(), strict=False)
+    except ValueError:
+        return False
 
 
 def ignored_proxy_variables() -> dict[str, str]:

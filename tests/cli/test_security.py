@@ -2,22 +2,18 @@
 
 import argparse
 import base64
-import contextlib
 import importlib
 import shutil
-import socket
 import stat
 from dataclasses import replace
 from pathlib import Path
-from unittest import mock
 
 import grpc
 import pytest
 import torch
+from tests.cli.kit import answering
 
-from varangian import __version__
 from varangian.cli.arguments.main import parse
-from varangian.cli.commands.doctor import _payloads
 from varangian.cli.commands.health import status as asking
 from varangian.cli.commands.server import with_identity
 from varangian.cli.credentials import SecurityChoice, check, read_choice, warn
@@ -347,27 +343,6 @@ def test_the_seed_of_the_server_decides_what_it_draws():
     assert len({step(seed=seed) for seed in range(20)}) > 1
 
 
-@contextlib.contextmanager
-def answering(credentials, software=__version__, data_port=0, refusals=""):
-    """A server that says how its run is going to whoever may connect."""
-    from concurrent.futures import ThreadPoolExecutor
-
-    status = ps_pb2.StatusReply(round=2, rounds=9, present=1, workers=3, software=software)
-    status.data_port, status.refusals = data_port, refusals
-    reply = status.SerializeToString()
-    handler = grpc.unary_unary_rpc_method_handler(lambda request, context: reply)
-    service = ps_pb2.DESCRIPTOR.services_by_name["ParameterServer"].full_name
-    server = grpc.server(ThreadPoolExecutor(1))
-    server.add_generic_rpc_handlers((grpc.method_handlers_generic_handler(service, {"Status": handler}),))
-    if credentials is None:
-        port = server.add_insecure_port("127.0.0.1:0")
-    else:
-        port = server.add_secure_port("127.0.0.1:0", credentials)
-    server.start()
-    yield f"127.0.0.1:{port}"
-    server.stop(0).wait()
-
-
 def health(varangian, address, *options):
     return varangian("health", "--server", address, "--timeout", "5", *options)
 
@@ -458,68 +433,6 @@ def test_a_server_does_not_start_with_a_bad_bundle(varangian, bundles, name):
     assert "Traceback" not in said
 
 
-def doctor(varangian, *options):
-    code, said = varangian("doctor", "--timeout", "5", *options)
-    return code, {line.split()[1]: line.split()[0] for line in said.splitlines()}, said
-
-
-def test_a_doctor_finds_nothing_wrong(varangian, bundles):
-    code, found, said = doctor(varangian)
-    assert (code, found) == (0, dict.fromkeys(("versions", "files", "clock"), "PASSED"))
-    with answering(Security(bundles / "ours").credentials()) as address:
-        code, found, said = doctor(varangian, "--server", address, "--certs", str(bundles / "ours/w00"))
-    names = (
-        "versions",
-        "files",
-        "clock",
-        "certificate",
-        "expiry",
-        "revocation",
-        "key",
-        "address",
-        "server",
-        "release",
-        "payloads",
-    )
-    assert (code, found) == (0, dict.fromkeys(names, "PASSED"))
-    assert "the worker w00" in said
-    assert "answers with TLS: round 2 of 9" in said
-    assert "over gRPC, as the server has no data port, under TLS 1.3 like every call" in said
-
-
-def test_a_doctor_says_what_to_do(varangian, bundles, copied):
-    code, found, said = doctor(varangian, "--certs", str(bundles / "ours/expired"))
-    assert (code, found["certificate"]) == (1, "FAIL")
-    assert "varangian certs issue --force" in said
-    loose = copied("ours/w00")
-    (loose / "key.pem").chmod(0o644)
-    code, found, said = doctor(varangian, "--certs", str(loose))
-    assert (code, found["key"]) == (1, "FAIL")
-    assert f"chmod 600 {loose / 'key.pem'}" in said
-    with answering(Security(bundles / "theirs").credentials()) as address:
-        code, found, said = doctor(varangian, "--server", address, "--certs", str(bundles / "ours/w00"))
-    assert (code, found["server"]) == (1, "FAIL")
-    assert "bundles of the same authority?" in said
-    for server in ("nowhere", "no-such-host.invalid:1"):
-        assert doctor(varangian, "--server", server)[1]["address"] == "FAIL"
-
-
-def test_a_doctor_finds_a_revoked_certificate_whose_list_lies_beside_it(made, tmp_path):
-    made("certs", "issue", "ca", "--server", "localhost")
-    made("certs", "issue", "ca", "alice", "bob")
-    made("certs", "revoke", "ca", "alice")
-    code, found, said = doctor(made, "--certs", "ca/alice")
-    assert (code, found["revocation"]) == (1, "FAIL")
-    assert "varangian certs issue DIR alice --force" in said
-    assert doctor(made, "--certs", "ca/bob")[1]["revocation"] == "PASSED"
-    made("certs", "issue", "ca", "alice", "--force")
-    assert doctor(made, "--certs", "ca/alice")[1]["revocation"] == "PASSED"
-    made("certs", "revoke", "ca", "server")
-    assert doctor(made, "--certs", "ca/server")[1]["revocation"] == "FAIL"
-    (tmp_path / "ca/bob/revoked").write_text("hello")
-    assert doctor(made, "--certs", "ca/bob")[1]["revocation"] == "FAIL"
-
-
 def test_workers_have_names_of_their_own(made, tmp_path):
     settings = ("workers=[carol, alice, bob]", "byzantine.count=1", "f=1", "aggregator=median")
     assert made("certs", "issue", "ca", "--claim", "honest", *settings)[0] == 0
@@ -528,73 +441,6 @@ def test_workers_have_names_of_their_own(made, tmp_path):
     assert {path.name for path in (tmp_path / "ca").iterdir()} == {"authority", "alice", "bob", "carol"}
     code, said = made("worker", "--server", "127.0.0.1:1", "--name", "dave", "--certs", "ca", *settings)
     assert (code, "there is no such worker. Found 'dave'" in said) == (2, True)
-
-
-def test_a_certificate_that_ends_soon_is_a_finding(made):
-    made("certs", "issue", "ca", "w00", "--days", "2")
-    code, found, said = doctor(made, "--certs", "ca/w00")
-    assert (code, found["expiry"]) == (1, "FAIL")
-    assert "in 2.0 days. Renew it" in said
-
-
-def test_two_releases_are_a_finding(varangian):
-    with answering(None, software="varangian 0.0.1") as address:
-        code, found, said = doctor(varangian, "--server", address)
-    assert (code, found["server"], found["release"]) == (1, "PASSED", "FAIL")
-    assert "'0.0.1'" in said
-
-
-@contextlib.contextmanager
-def data_port():
-    """One that takes connections."""
-    with socket.create_server(("127.0.0.1", 0)) as listener:
-        yield listener.getsockname()[1]
-
-
-def test_a_doctor_tries_the_port_for_payloads(varangian, bundles):
-    with data_port() as port, answering(None, data_port=port) as address:
-        code, found, said = doctor(varangian, "--server", address)
-    assert (code, found["payloads"]) == (0, "PASSED")
-    assert f"beside gRPC, over port {port}, in clear text" in said
-    ours = Security(bundles / "ours").credentials()
-    shown = ("--certs", str(bundles / "ours/w00"))
-    with data_port() as port, answering(ours, data_port=port) as address:
-        code, found, said = doctor(varangian, "--server", address, *shown)
-    assert found["payloads"] == "PASSED"
-    assert f"over port {port}, encrypted by AES256_GCM_HKDF (streaming AEAD)" in said
-    assert "data_port: null" not in said
-
-
-@pytest.mark.parametrize(
-    ("address", "far"), [("10.0.0.5", False), ("fe80::1%eth0", False), ("9.9.9.9", True)]
-)
-def test_beyond_a_local_network_a_doctor_advises_tls_for_everything(address, far):
-    bundle = mock.Mock()
-    with data_port() as port:
-        finding = _payloads("127.0.0.1", ["127.0.0.1", address], port, bundle, 5)
-    assert finding.passed
-    assert ("server.data_port: null" in finding.sentence) is far
-
-
-@pytest.mark.parametrize("port", [1, 70_000])
-def test_without_a_port_for_payloads_a_doctor_finds_no_fault(varangian, bundles, port):
-    ours = Security(bundles / "ours").credentials()
-    with answering(ours, data_port=port) as address:
-        code, found, said = doctor(varangian, "--server", address, "--certs", str(bundles / "ours/w00"))
-    assert (code, found["payloads"], found["server"]) == (0, "NOTE", "PASSED")
-    assert f"The data port {port} of 127.0.0.1 should be reachable from here" in said
-    assert "Payloads will travel over gRPC" in said
-
-
-def test_a_doctor_says_why_payloads_cannot_be_sealed(varangian, bundles, monkeypatch):
-    monkeypatch.setattr(
-        "varangian.cli.commands.doctor.why_unavailable", lambda: "the package is too old: do this"
-    )
-    ours = Security(bundles / "ours").credentials()
-    with data_port() as port, answering(ours, data_port=port) as address:
-        code, found, said = doctor(varangian, "--server", address, "--certs", str(bundles / "ours/w00"))
-    assert (code, found["payloads"]) == (0, "NOTE")
-    assert "the package is too old: do this. Payloads will travel over gRPC" in said
 
 
 @pytest.mark.slow

@@ -8,9 +8,9 @@ import re
 import pytest
 from tests.wire.kit import Run, all_worked
 
-from varangian.cli.commands.doctor import examine
+from varangian.cli.commands.doctor.command import Asked, examine
 from varangian.cli.commands.health import status
-from varangian.protos.network.dial import IGNORED, PROXY
+from varangian.protos.network.dial import EXEMPTS, IGNORED, PROXY, find_exemption, find_proxy
 
 NOBODY = "http://127.0.0.1:9"
 """A proxy that does not answer."""
@@ -71,11 +71,31 @@ async def test_a_proxy_that_was_asked_for_leads_to_a_server_elsewhere(monkeypatc
 def test_doctor_names_the_variable(monkeypatch):
     monkeypatch.setenv("HTTPS_PROXY", NOBODY)
     monkeypatch.delenv(PROXY, raising=False)
-    lines = {finding.what: str(finding) for finding in examine("127.0.0.1:9", None, 1)}
+    lines = {finding.what: str(finding) for finding in examine(Asked("127.0.0.1:9", timeout=1))}
     assert lines["proxy"].startswith(f"NOTE    proxy         HTTPS_PROXY={NOBODY} has no effect")
     monkeypatch.setenv(PROXY, NOBODY)
-    lines = {finding.what: finding for finding in examine("no-such-host.invalid:9", None, 1)}
-    assert lines["proxy"].passed
+    lines = {finding.what: finding for finding in examine(Asked("no-such-host.invalid:9", timeout=1))}
+    assert lines["proxy"].sentence.startswith(f"calls go through {NOBODY}, as {PROXY} says")
+
+
+@pytest.mark.parametrize(
+    ("name", "entries", "host", "found"),
+    [
+        ("no_proxy", "localhost,.example", "ps.example", "no_proxy=.example"),
+        ("no_proxy", "localhost, EXAMPLE", "ps.example", "no_proxy= EXAMPLE"),
+        ("no_grpc_proxy", "10.0.0.0/8", "10.1.2.3", "no_grpc_proxy=10.0.0.0/8"),
+        ("no_proxy", "10.0.0.0/8", "11.1.2.3", None),
+        ("no_proxy", "*,", "ps.example", None),
+        ("NO_PROXY", "ps.example", "ps.example", None),
+    ],
+)
+def test_hosts_that_grpc_calls_directly(monkeypatch, name, entries, host, found):
+    for each in (*EXEMPTS, "NO_PROXY"):
+        monkeypatch.delenv(each, raising=False)
+    monkeypatch.setenv(PROXY, "http://127.0.0.1:9")
+    monkeypatch.setenv(name, entries)
+    assert find_exemption(host) == found
+    assert find_proxy(f"{host}:9") == (None if found else "http://127.0.0.1:9")
 
 
 def test_channels_are_opened_in_one_place():

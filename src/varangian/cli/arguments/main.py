@@ -187,11 +187,20 @@ def _health(parser: argparse.ArgumentParser) -> None:
 
 
 def _doctor(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--server", metavar="HOST:PORT", help="a server to connect to, as a worker does")
+    _settings(parser)
     parser.add_argument(
-        "--certs", type=expanded, metavar="DIR", help="a bundle to check, and to use with the server"
+        "--server",
+        metavar="HOST:PORT",
+        help="a server to connect to, as a worker does; settings are then those of a worker here",
+    )
+    parser.add_argument(
+        "--certs",
+        type=expanded,
+        metavar="DIR",
+        help="a bundle, or a directory of bundles, to check and to use with the server",
     )
     parser.add_argument("--timeout", type=float, default=5.0, metavar="SECONDS")
+    add_format(parser)
 
 
 def _certs(parser: argparse.ArgumentParser) -> None:
@@ -372,8 +381,8 @@ COMMANDS: dict[str, tuple[str, str, Arguments]] = {
         _token,
     ),
     "doctor": (
-        "varangian.cli.commands.doctor",
-        "Check versions, certificates and the connection to a server, before a run.",
+        "varangian.cli.commands.doctor.command",
+        "Check this machine, settings, certificates and the way to a server, before a run.",
         _doctor,
     ),
     "health": ("varangian.cli.commands.health", "Ask a server whether it is serving.", _health),
