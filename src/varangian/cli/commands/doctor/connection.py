@@ -16,7 +16,7 @@ import grpc
 
 from varangian import __version__
 from varangian.cli.commands.doctor.finding import Finding, fail, note, passed, within
-from varangian.cli.commands.health import diagnose_call, status
+from varangian.cli.commands.health import diagnose_call, reason, status
 from varangian.cli.credentials import CLEAR_TEXT
 from varangian.pki.x509 import LEEWAY
 from varangian.protos import ps_pb2
@@ -64,8 +64,11 @@ def check_server(server: str, bundle: Bundle | None, timeout: float) -> Iterator
     try:
         reply = status(server, timeout, bundle)
     except grpc.RpcError as error:
+        if through:
+            yield fail("server", f"no answer through the proxy. gRPC says: {reason(error)}")
+            return
         yield fail("server", diagnose_call(error, server, bundle).sentence)
-        if bundle is not None and not through:
+        if bundle is not None:
             yield from check_dates((host, port), bundle, timeout)
         return
     safe = "with TLS" if bundle else "without TLS"
@@ -216,13 +219,10 @@ def check_skew(theirs: int, ours: float, *, secure: bool) -> Iterator[Finding]:
             "skew", f"the clock is {apart}", "Times in logs differ by as much. Let NTP set both clocks."
         )
     else:
-        late = "begins" if ahead < 0 else "ends"
-        yield fail(
-            "skew",
-            f"the clock is {apart}: a certificate {late} to count {duration(abs(ahead))} "
-            f"{'later' if ahead < 0 else 'earlier'} here than there, and a new one is refused by one side",
-            "Let NTP set both clocks.",
-        )
+        much = duration(abs(ahead))
+        early, late = f"run out {much} earlier", f"that are new count {much} later"
+        means = f"certificates {early if ahead > 0 else late} here than there"
+        yield fail("skew", f"the clock is {apart}: {means}", "Let NTP set both clocks.")
 
 
 def duration(seconds: float) -> str:
