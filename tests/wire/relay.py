@@ -83,6 +83,8 @@ class Way:
         """Not set while nothing comes through, not even the end of a connection."""
         self.whole.set()
         self.moved = 0
+        self.waiting = 0
+        """Connections with something that does not come through just now."""
         self.longest = 0.0
         """Seconds without a byte between two."""
         self._at_once = max(1, int(rate * TICK)) if isfinite(rate) else AT_ONCE
@@ -135,7 +137,11 @@ class Way:
 
     async def write(self, writer: asyncio.StreamWriter, data: bytes) -> None:
         """The last step: the bytes arrive at the other end."""
-        await self.whole.wait()
+        self.waiting += 1
+        try:
+            await self.whole.wait()
+        finally:
+            self.waiting -= 1
         self.moved += len(data)
         writer.write(data)
         await writer.drain()
