@@ -4,6 +4,7 @@ import asyncio
 import contextlib
 import gc
 import threading
+import weakref
 
 import torch
 from tests.extent import patience
@@ -61,5 +62,16 @@ def existing(*kinds):
 
 
 def vectors(d):
-    """The number of tensors with at least so many numbers."""
-    return sum(found.numel() >= d for found in existing(torch.Tensor))
+    """The tensors with at least so many numbers."""
+    return [found for found in existing(torch.Tensor) if found.numel() >= d]
+
+
+def remembered(objects):
+    """References to objects, that do not keep them."""
+    return [weakref.ref(one) for one in objects]
+
+
+def without(objects, earlier):
+    """Those objects that are not among the remembered ones, some of which may have gone meanwhile."""
+    there = {id(one()) for one in earlier}
+    return [one for one in objects if id(one) not in there]
