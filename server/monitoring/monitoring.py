@@ -10,6 +10,7 @@ from varangian.protos.network.listen import bind_sockets
 from varangian.server.identity.tls import Security
 from varangian.server.monitoring.access import Access, TlsContexts
 from varangian.server.monitoring.http import HTTP_LIMITS, Answer, HttpLimits, HttpServer, Route, plain
+from varangian.server.monitoring.page import page_routes, state_answer
 
 SETTING = "server.metrics_port"
 
@@ -68,6 +69,14 @@ class Monitoring:
             return plain(503, why) if why else plain(200, "accepts pushes")
 
         self.add("/readyz", answer, public=True)
+
+    def show(self, state: Callable[[], bytes]) -> None:
+        """Show the page, with this as the JSON of the run."""
+        for path, answer in page_routes().items():
+            self.add(path, answer, public=True)
+        self.add("/state.json", lambda: state_answer(state()))
+        kind = "open" if self._access.open else "token" if self._security is None else "certificate"
+        self.add("/access", lambda: plain(200, kind), public=True)
 
     @asynccontextmanager
     async def listening(self) -> AsyncGenerator[None]:

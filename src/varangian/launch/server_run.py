@@ -118,6 +118,8 @@ class ServerRun:
     """Of a server with a metrics port."""
     tracing: Tracing | None = None
     """Of a server with `server.traces`."""
+    watch: Observe | None = None
+    """Takes the record of each round for the page of such a server."""
     failures: CodeFailures = field(init=False)
     keeper: CheckpointKeeper | None = field(init=False)
     """Keeps checkpoints; None in a run that writes none."""
@@ -514,6 +516,8 @@ class ServerRun:
         if self.tracing is not None:
             self.tracing.observe(record)
         self.trackers.round(record)
+        if self.watch is not None:
+            self.watch(record)
         self.observe(record)
 
 
