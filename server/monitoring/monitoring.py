@@ -25,6 +25,7 @@ class Monitoring:
         security: for HTTPS, which an operator's certificate opens, too; None is HTTP.
         announce: called with the URL of the page when workers can connect.
         limits: of what callers may cost.
+        setting: what the port is called, for whoever reads an error.
 
     Raises:
         ValueError: neither a token nor a certificate is asked for, and others than this machine could look.
@@ -39,6 +40,7 @@ class Monitoring:
         security: Security | None = None,
         announce: Callable[[str], None] = lambda _: None,
         limits: HttpLimits = HTTP_LIMITS,
+        setting: str = SETTING,
     ) -> None:
         if not is_loopback(host) and token is None and security is None:
             raise ValueError(f"A metrics port at {host} needs a token or certificates. Found neither.")
@@ -46,7 +48,7 @@ class Monitoring:
         self._security = security
         self._access = Access(token, security, frozenset({host}))
         self._announce = announce
-        self._limits = limits
+        self._limits, self._setting = limits, setting
         self._routes: dict[str, Route] = {}
         self._url = ""
         self.add("/healthz", lambda: plain(200, "ok"), public=True)
@@ -86,7 +88,7 @@ class Monitoring:
             ListenError: the port is not to be had.
         """
         contexts = None if self._security is None else TlsContexts(self._security)
-        sockets = bind_sockets(self._host, self._port, SETTING)
+        sockets = bind_sockets(self._host, self._port, self._setting)
         port = int(sockets[0].getsockname()[1])
         host = "localhost" if self._host == EVERYWHERE else self._host
         self._url = f"http{'s' if contexts else ''}://{join_host_port(host, port)}/"

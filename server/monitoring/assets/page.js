@@ -32,7 +32,7 @@ function pairs(list, entries, none) {
   if (!entries.length && none) list.append(make("div", {}, make("dt", {}, none)));
 }
 function duration(seconds) {
-  if (seconds < 0.0995) return `${(seconds * 1000).toPrecision(2)} ms`;
+  if (seconds < 0.9995) return `${seconds < 0.0995 ? +(seconds * 1000).toPrecision(2) : Math.round(seconds * 1000)} ms`;
   if (seconds < 9.95) return `${seconds.toFixed(1)} s`;
   if (seconds < 99.5) return `${Math.round(seconds)} s`;
   if (seconds < 5970) return `${Math.floor(seconds / 60)} min ${Math.round(seconds % 60)} s`;
@@ -90,7 +90,7 @@ function plot(one) {
   const first = Math.min(...rounds), final = Math.max(...rounds, first + 1);
   let low = Math.min(...values), high = Math.max(...values);
   const room = (high - low) * 0.06 || Math.abs(high) * 0.05 || 0.05;
-  low = Math.min(...values) >= 0 ? Math.max(0, low - room) : low - room;
+  low = one.series[0].name === "effective" ? 0 : Math.min(...values) >= 0 ? Math.max(0, low - room) : low - room;
   high += room;
   if (isShare(one.series[0].name)) high = Math.min(high, 1);
   if (high <= low) low = high - room;
@@ -108,10 +108,9 @@ function plot(one) {
   }
   one.svg.append(draw("line", { class: "axis", x1: left, x2: width - right, y1: height - bottom, y2: height - bottom }));
   const across = ticks(first, final, width < 420 ? 3 : 6).filter(Number.isInteger);
-  across.forEach((mark, place) => {
-    const end = place === across.length - 1;
+  across.forEach((mark) => {
     const label = draw("text", { x: x(mark), y: height - 6, "text-anchor": x(mark) > width - 40 ? "end" : x(mark) < left + 10 ? "start" : "middle" });
-    label.textContent = end ? `${whole(mark)}` : whole(mark);
+    label.textContent = whole(mark);
     one.svg.append(label);
   });
   one.series.forEach((series, place) => {
@@ -232,7 +231,7 @@ function worker(one, state, equal) {
   row.svg.replaceChildren(...Object.entries(paths).map(([kind, d]) => draw("path", { class: kind, d })));
   const zero = weights.filter((cell) => cell / equal < 0.01).length, without = one.weights.filter((cell) => typeof cell === "string").length;
   row.svg.setAttribute("aria-label", mean === null ? "no weights" : `mean weight ${(100 * mean).toFixed(1)} %, no weight in ${zero} and no vector in ${without} of the last ${one.weights.length} rounds`);
-  row.doubtful = one.state === "absent" || !["", "counted"].includes(one.outcome) || (weights.length > 0 && zero * 2 > weights.length);
+  row.doubtful = one.state === "absent" || !["", "counted"].includes(one.outcome) || (weights.length > 0 && mean < 0.1 * equal);
   return row;
 }
 
@@ -282,7 +281,7 @@ function tiles(state) {
   found.push(state.present === null ? tile("Workers", whole(state.workers_total)) : tile("Connected", whole(state.present), ` of ${whole(state.workers_total)} workers`));
   if (has("effective")) found.push(tile("Effective workers", state.scores.effective.toFixed(1)));
   const left = state.rate && state.state === "running" ? (state.rounds - state.round) / state.rate : null;
-  if (left !== null && left > 0) found.push(tile("Time left", duration(left), state.rate >= 1 ? ` ${+state.rate.toPrecision(2)} rounds/s` : ` ${duration(1 / state.rate)} a round`));
+  if (left !== null && left > 0) found.push(tile("Time left", duration(left)));
   else if (state.elapsed !== null) found.push(tile("Time", duration(state.elapsed)));
   const list = get("tiles");
   while (list.children.length > found.length) list.lastChild.remove();
@@ -329,7 +328,8 @@ function show(state) {
   const facts = Object.entries(state.facts);
   if (state.received !== null) facts.push(["received, sent", `${bytes(state.received)}, ${bytes(state.sent)}`]);
   if (state.checkpoint !== null) facts.push(["newest checkpoint", `round ${whole(state.checkpoint)}`]);
-  if (state.elapsed !== null) facts.push(["time", duration(state.elapsed)]);
+  if (state.elapsed !== null) facts.push([state.state === "running" ? "running for" : "took", duration(state.elapsed)]);
+  if (state.rate) facts.push(["speed", state.rate >= 1 ? `${+state.rate.toPrecision(2)} rounds/s` : `${duration(1 / state.rate)} a round`]);
   pairs(get("facts"), facts);
   pairs(get("refusals"), Object.entries(state.refusals).sort((a, b) => b[1] - a[1]).map(([code, count]) => [code, whole(count)]), "none");
   document.documentElement.dataset.ready = "yes";

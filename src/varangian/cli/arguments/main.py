@@ -9,6 +9,7 @@ from varangian import __version__
 from varangian.cli.arguments import bench as benchmarks
 from varangian.cli.arguments import deploy, durability, enrolment, experiments, members
 from varangian.cli.arguments import graph as graph_arguments
+from varangian.cli.arguments import status as status_arguments
 from varangian.cli.arguments.common import FORK_SERVER, add_format, index
 from varangian.files import expanded
 
@@ -324,6 +325,11 @@ COMMANDS: dict[str, tuple[str, str, Arguments]] = {
         "varangian.cli.commands.workers",
         "Show the workers of a run that goes on, or change who is one.",
         members.add_workers,
+    ),
+    "status": (
+        "varangian.cli.commands.status",
+        "Show where a run stands and what became of each worker; also as a page.",
+        status_arguments.add_status,
     ),
     "rewind": (
         "varangian.cli.commands.rewind",

@@ -30,7 +30,7 @@ def title_of(settings: Mapping[str, Any]) -> str:
     count = byzantine.get("count") or 0
     if not count:
         return rule
-    return f"{rule} against {count} × {name_of(byzantine.get('attack'))}"
+    return f"{rule} against {count} x {name_of(byzantine.get('attack'))}"
 
 
 def facts_of(settings: Mapping[str, Any]) -> dict[str, str]:

@@ -6,13 +6,15 @@ import csv
 import json
 import os
 import socket
+import time
 from collections.abc import Iterator, Mapping
 from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from varangian.config.yaml_text import read
+import yaml
+
 from varangian.files import settings_file
 from varangian.launch.monitoring.facts import (
     byzantine_of,
@@ -24,7 +26,6 @@ from varangian.launch.monitoring.facts import (
 )
 from varangian.launch.result import RunError
 from varangian.protos.text import escape
-from varangian.registry import ConfigError
 from varangian.server.monitoring.history import History
 from varangian.server.monitoring.overview import Overview, curves_of, rounded, views
 
@@ -56,11 +57,16 @@ class FolderView:
     """Bytes of the records that were read."""
 
     def __post_init__(self) -> None:
+        path = settings_file(self.folder)
         try:
-            self._settings = read(settings_file(self.folder))
-        except (OSError, ConfigError) as error:
-            reason = error.strerror if isinstance(error, OSError) else str(error).splitlines()[0]
-            raise RunError(f"{self.folder} should be the folder of a run. {reason}") from None
+            # Not through `varangian.config`, which would import torch to check what was checked before.
+            found = yaml.load(path.read_text("utf-8"), yaml.CSafeLoader)
+        except (OSError, ValueError, yaml.YAMLError) as error:
+            reason = error.strerror if isinstance(error, OSError) else "its settings cannot be read"
+            raise RunError(f"{self.folder} should be the folder of a run. {path.name}: {reason}") from None
+        if not isinstance(found, dict):
+            raise RunError(f"{self.folder} should be the folder of a run. {path.name} has no settings")
+        self._settings: dict[str, Any] = found
 
     def history(self) -> History:
         """What the records say by now.
@@ -143,8 +149,6 @@ class FolderView:
             known = json.loads(line)
         if not known:  # a simulation that keeps nothing has no lock
             with suppress(OSError):
-                import time
-
                 return time.time() - (self.folder / ROUNDS).stat().st_mtime < 60
             return False
         if known.get("ended"):

@@ -1,0 +1,236 @@
+"""`varangian status`: where a run stands and what became of each worker, from its folder or its server."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import ssl
+import sys
+import time
+import urllib.error
+import urllib.request
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any, TypeAlias
+from urllib.parse import urlsplit
+
+from varangian.cli.main import OK, CommandError
+from varangian.cli.views.terminal import NOTE, printable
+from varangian.files import user_path
+from varangian.launch.result import RunError
+
+RUNS = "runs"
+"""The folder of run folders, unless `output` says another."""
+PERIOD = 1.0
+"""Seconds between two looks."""
+LARGEST = 64 << 20
+"""Bytes of an answer."""
+
+State: TypeAlias = Mapping[str, Any]
+"""An `Overview` as JSON has it."""
+Look: TypeAlias = Callable[[], State]
+"""Looks at the run; raises CommandError."""
+
+
+def command(args: argparse.Namespace) -> int:
+    """Show the run."""
+    if args.run_folder is not None and (args.server or args.url):
+        raise CommandError("RUN and --server or --url should not be given both. Leave one of them out")
+    if args.serve is not None:
+        if args.server or args.url:
+            raise CommandError(
+                "--serve shows a run folder. A server has its own page: start it with server.metrics_port=0"
+            )
+        return _serve(_folder(args.run_folder), args.serve)
+    look = _look(args)
+    form = args.format
+    if form == "auto":
+        form = "rich" if sys.stdout.isatty() else "plain"
+    if form == "rich":
+        return _show_rich(look, args.watch)
+    before = ""
+    while True:
+        state = look()
+        text = json.dumps(state) if form == "json" else _plain(state)
+        if text != before:
+            print(text, flush=True)
+        before = text
+        if not args.watch or state["state"] != "running":
+            return OK
+        time.sleep(PERIOD)
+
+
+def _plain(state: State) -> str:
+    from varangian.cli.views.status import plain_lines
+
+    return "\n".join(plain_lines(state))
+
+
+def _show_rich(look: Look, watch: bool) -> int:
+    from rich.console import Console
+    from rich.live import Live
+
+    from varangian.cli.views.status import rich_view
+
+    console = Console()
+    if not watch:
+        console.print(rich_view(look()))
+        return OK
+    with Live(console=console, auto_refresh=False, vertical_overflow="visible") as screen:
+        while True:
+            state = look()
+            screen.update(rich_view(state), refresh=True)
+            if state["state"] != "running":
+                return OK
+            time.sleep(PERIOD)
+
+
+def _look(args: argparse.Namespace) -> Look:
+    if args.url:
+        return _url_look(args)
+    if args.server:
+        from varangian.cli.server_status import server_look
+
+        return server_look(args)
+    return _folder_look(_folder(args.run_folder))
+
+
+def _folder(given: str | None) -> Path:
+    """The run folder that is meant.
+
+    Raises:
+        CommandError: there is none.
+    """
+    if given is not None:
+        return user_path(given)
+    found = [(path.stat().st_mtime, path.parent) for path in Path(RUNS).glob("*/manifest.json")]
+    if not found:
+        raise CommandError(
+            f"{RUNS}/ should hold run folders, of which the newest is shown. Found none here. "
+            "Name one: varangian status RUN; or a server: varangian status --server HOST:PORT"
+        )
+    return max(found)[1]
+
+
+def _folder_look(folder: Path) -> Look:
+    from varangian.launch.monitoring.folder import FolderView
+
+    try:
+        view = FolderView(folder)
+    except RunError as error:
+        raise CommandError(str(error)) from error
+
+    def look() -> State:
+        try:
+            found: State = json.loads(view.overview().json())
+        except RunError as error:
+            raise CommandError(str(error)) from error
+        return found
+
+    return look
+
+
+def _url_look(args: argparse.Namespace) -> Look:
+    url = urlsplit(args.url)
+    if url.scheme not in ("http", "https") or not url.hostname or url.username is not None:
+        raise CommandError(f"--url should be as http://127.0.0.1:9100. Found {printable(args.url)}")
+    address = f"{url.scheme}://{url.netloc}/state.json"
+    headers: dict[str, str] = {}
+    if args.token_file:
+        from varangian.server.monitoring.access import TokenError, read_token
+
+        try:
+            headers["Authorization"] = f"Bearer {read_token(Path(args.token_file)).decode()}"
+        except TokenError as error:
+            raise CommandError(str(error)) from error
+    context = _client_context(args.certs) if url.scheme == "https" else None
+    handlers: list[Any] = [urllib.request.ProxyHandler({}), _NoRedirect()]
+    if context is not None:
+        handlers.append(urllib.request.HTTPSHandler(context=context))
+    opener = urllib.request.build_opener(*handlers)
+
+    def look() -> State:
+        request = urllib.request.Request(address, headers=headers)
+        try:
+            with opener.open(request, timeout=args.timeout) as reply:
+                found = json.loads(reply.read(LARGEST))
+        except urllib.error.HTTPError as error:
+            said = printable(error.read(NOTE).decode("utf-8", "replace").strip(), NOTE)
+            raise CommandError(f"{address} answers {error.code}: {said}") from error
+        except (OSError, ValueError) as error:
+            reason = getattr(error, "reason", error)
+            raise CommandError(f"{address} does not answer: {printable(str(reason), NOTE)}") from error
+        if not isinstance(found, dict) or "workers" not in found:
+            raise CommandError(f"{address} should be the state of a run. Found something else there")
+        return found
+
+    return look
+
+
+class _NoRedirect(urllib.request.HTTPRedirectHandler):
+    """A token is shown to nobody else."""
+
+    def redirect_request(self, *_: Any) -> None:
+        return None
+
+
+def _client_context(certs: str | None) -> ssl.SSLContext:
+    """TLS with the bundle of the caller, whose authority is that of the server."""
+    context = ssl.create_default_context()
+    if certs is None:
+        return context
+    from varangian.protos.identity.bundle import CERTIFICATE, KEY, Bundle, BundleError
+
+    try:
+        bundle = Bundle.load(Path(certs))
+    except BundleError as error:
+        raise CommandError(str(error)) from error
+    context = ssl.create_default_context(cadata=bundle.ca.decode("ascii", "replace"))
+    context.load_cert_chain(bundle.path / CERTIFICATE, bundle.path / KEY, password=lambda: "")
+    return context
+
+
+def _serve(folder: Path, port: int) -> int:
+    """Show the page of a run folder until Ctrl-C."""
+    import asyncio
+
+    from varangian.launch.monitoring.folder import FolderView
+    from varangian.protos.network.listen import ListenError
+    from varangian.server.monitoring.monitoring import Monitoring
+
+    def say(url: str) -> None:
+        print(f"the page of {folder} is {url} until Ctrl-C", flush=True)
+
+    async def serve() -> None:
+        monitoring = Monitoring("127.0.0.1", port, announce=say, setting="--serve")
+        monitoring.show(Cached(view).state)
+        async with monitoring.listening():
+            monitoring.announce()
+            await asyncio.Event().wait()
+
+    try:
+        view = FolderView(folder)
+        view.overview()
+        asyncio.run(serve())
+    except (RunError, ListenError) as error:
+        raise CommandError(str(error)) from error
+    return OK
+
+
+class Cached:
+    """The state of a run folder, read again once a second at most."""
+
+    def __init__(self, view: Any) -> None:
+        self._view = view
+        self._made: tuple[float, bytes] | None = None
+
+    def state(self) -> bytes:
+        now = time.monotonic()
+        if self._made is None or now - self._made[0] >= PERIOD:
+            try:
+                self._made = now, self._view.overview().json()
+            except RunError:
+                if self._made is None:
+                    raise
+                self._made = now, self._made[1]
+        return self._made[1]
