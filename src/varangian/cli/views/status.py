@@ -24,6 +24,7 @@ COLOURS = {
     "interrupted": "yellow",
     "stopped": "yellow",
 }
+WARM = "yellow"
 BAD, DOUBTFUL = ("dropped", "revoked"), ("missing", "declined", "unused")
 
 
