@@ -89,7 +89,7 @@ def _look(args: argparse.Namespace) -> Look:
     if args.url:
         return _url_look(args)
     if args.server:
-        from varangian.cli.server_status import server_look
+        from varangian.cli.commands.status_of_server import server_look
 
         return server_look(args)
     return _folder_look(_folder(args.run_folder))
