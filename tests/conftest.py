@@ -16,6 +16,7 @@ from hypothesis import HealthCheck, settings
 from tests.certificates import authority, bundles, copied, listening  # noqa: F401
 from tests.extent import EVERYTHING, everything, examples, factor, patience
 from tests.sampling import asked_for, sample
+from tests.slurm import slurm  # noqa: F401
 
 # Deadline and health check measure wall time, which on a busy machine says nothing about a test.
 settings.register_profile("patient", deadline=None, suppress_health_check=[HealthCheck.too_slow])

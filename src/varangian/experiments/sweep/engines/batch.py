@@ -27,6 +27,7 @@ from typing import Any
 from varangian import __version__
 from varangian.experiments.sweep.processes.job import Ending, Job
 from varangian.files import write_atomically
+from varangian.protos.text import escape
 
 FOLDER = ".engines"
 TASK = "varangian.experiments.sweep.engines.task"
@@ -170,7 +171,8 @@ class Batch:
 
     def last_words(self, index: int) -> str:
         """The end of the log in one line, for an error."""
-        return " ".join(self.log(index).decode(errors="replace").split())[-LAST_WORDS:]
+        words = " ".join(self.log(index).decode(errors="replace").split())
+        return escape(words[-LAST_WORDS:], 4 * LAST_WORDS)
 
     def lock(self) -> int | None:
         """Take the batch into the care of this process: a descriptor to close; None if another has it."""

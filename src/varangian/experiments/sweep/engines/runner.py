@@ -108,6 +108,9 @@ class QueueRunner:
     def start(self, job: Job) -> None:
         """Hand a run over, with the others of this moment; or find that the engine has it."""
         self._started.add(job.id)
+        if self._folders.is_complete(job.id):  # since the sweep has looked
+            self._told.append(Ending(job.id, "found"))
+            return
         for live in self._live:
             if job.id in live.open:
                 self._jobs[job.id] = job

@@ -6,6 +6,7 @@ a task, ends its runs; nothing is left of them, and a task that is started again
 
 from __future__ import annotations
 
+import ctypes
 import dataclasses
 import os
 import signal
@@ -22,12 +23,18 @@ from varangian.experiments.sweep.processes.job import Ending, Job
 
 CORES = ("VARANGIAN_TASK_CORES", "SLURM_CPUS_PER_TASK")
 """Variables that say how many cores a task has; by default one."""
+WITH_PARENT = "VARANGIAN_TASK_WITH_PARENT"
+"""The variable by which a task gets SIGTERM when the process that started it is killed."""
+PR_SET_PDEATHSIG = 1
+"""The option of prctl for that, in linux/prctl.h."""
 
 
 def main(arguments: list[str]) -> int:
     """Carry out the runs of a task that have not ended."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     signal.signal(signal.SIGTERM, _leave)
+    if os.environ.get(WITH_PARENT) and sys.platform == "linux":
+        ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGTERM)
     try:
         batch = Batch.read(Path(arguments[0]))
         jobs = batch.jobs(int(arguments[1]))
