@@ -7,6 +7,7 @@ import stat
 
 import pytest
 
+from varangian.cli.main import main
 from varangian.experiments.sweep.engines import runner as running
 from varangian.experiments.sweep.engines import task
 from varangian.experiments.sweep.engines.batch import FOLDER, Batch, BatchError, batches
@@ -468,3 +469,17 @@ def test_what_a_user_or_a_limit_has_ended_is_not_lost(state):
 def test_an_engine_that_does_not_exist():
     with pytest.raises(ConfigError, match=r"there is no such engine.*slurm"):
         engine("slum")
+
+
+@pytest.mark.parametrize("options", [["--detach"], ["--per-task", "2"], ["--slurm-options=--time=30"]])
+def test_options_of_engines_need_one(tmp_path, capsys, options):
+    (tmp_path / "g.yaml").write_text("grid: {f: [1]}\n")
+    assert main(["sweep", str(tmp_path / "g.yaml"), "--dry-run", *options]) == 2
+    assert f"{options[0].partition('=')[0]}: is for a sweep on an engine" in capsys.readouterr().err
+
+
+def test_a_dry_run_names_the_engine(tmp_path, capsys, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "g.yaml").write_text("grid: {f: [1]}\n")
+    assert main(["sweep", "g.yaml", "--dry-run", "--slurm", "--format=plain"]) == 0
+    assert "1 points, 0 of them done, 1 to run in Slurm with 1 job\n" in capsys.readouterr().out

@@ -49,7 +49,10 @@ def command(args: argparse.Namespace) -> int:
             view.note(sentence)
         try:
             if args.dry_run:
-                view.finish([*describe_dry_run(plan, jobs)], facts_of_plan(plan, jobs))
+                if engine is not None:
+                    jobs = args.jobs or 1
+                where = "" if engine is None else engine.title
+                view.finish([*describe_dry_run(plan, jobs, where)], facts_of_plan(plan, jobs))
                 return OK
             result = run_sweep(plan, jobs=jobs, view=view, engine=engine)
         except RunError as error:
@@ -144,14 +147,21 @@ def describe_left_out(plan: Plan) -> Iterator[str]:
             yield f"{what}: {names}{more}: {reason}"
 
 
-def describe_dry_run(plan: Plan, jobs: int) -> Iterator[str]:
-    """The points, which of them are done, and the time that the others will take."""
+def describe_dry_run(plan: Plan, jobs: int, engine: str = "") -> Iterator[str]:
+    """The points, which of them are done, and the time that the others will take.
+
+    Args:
+        plan: the points.
+        jobs: runs at the same time.
+        engine: the name of an engine that carries them out, for people.
+    """
     folders = RunFolders(plan.output)
     for point in plan.points:
         yield f"{point.id}  {'done' if folders.is_complete(point.id) else 'to run'}  {point.label}"
     facts = facts_of_plan(plan, jobs)
     seconds = facts["seconds"]
-    to_run = f"{facts['to_run']} to run with {jobs} jobs"
+    how = f"with {jobs} job{'s' * (jobs > 1)}"
+    to_run = f"{facts['to_run']} to run {f'in {engine} ' if engine else ''}{how}"
     yield f"{facts['points']} points, {facts['done']} of them done, {to_run}"
     if seconds is None and facts["to_run"]:
         yield f"no estimate: no run like these is finished in {plan.output}; --dry-run again when some are"
