@@ -33,7 +33,7 @@ FORBIDDEN_MODE = 0o027
 """Bits of a token's file that nobody but its owner needs. Its group may read it, as in a container whose
 user has it through a group."""
 BEARER = re.compile(r"[Bb]earer +([!-~]+) *")
-PORT = re.compile(r":\d{1,5}")
+PORT = re.compile(r":\d{1,5}$")
 
 
 class TokenError(ValueError):

@@ -1,0 +1,125 @@
+"""`varangian status`: of a folder, of an address, and what it says when there is nothing to show."""
+
+import http.server
+import json
+import threading
+
+import pytest
+
+import varangian as package
+from varangian.cli.views.status import plain_lines
+
+STATE = {
+    "run": "\x1b[2Jrun",
+    "title": "",
+    "state": "running",
+    "sentence": "round 3: waits",
+    "round": 3,
+    "rounds": 9,
+    "workers_total": 2,
+    "scores": {"accuracy": 0.5},
+    "workers": [
+        {"name": "w00", "state": "connected", "answer": "pushed", "outcome": "counted", "outcome_round": 2,
+         "reason": "", "weights": [0.5], "seen_seconds": 0, "certificate_expires": 4e9},
+        {"name": "w01", "state": "absent", "answer": "", "outcome": "dropped", "outcome_round": 1,
+         "reason": "not finite", "weights": ["dropped"], "seen_seconds": 90, "certificate_expires": None},
+    ],
+    "refusals": {"AGE": 2},
+}  # fmt: skip
+
+
+@pytest.fixture
+def page():
+    """A server that answers everything alike; yields its URL and what it was shown."""
+    seen = []
+
+    class Handler(http.server.BaseHTTPRequestHandler):
+        answer = (200, json.dumps(STATE).encode())
+
+        def do_GET(self):
+            seen.append((self.path, self.headers.get("Authorization")))
+            self.send_response(self.answer[0])
+            if self.answer[0] == 302:
+                self.send_header("Location", "/elsewhere")
+            self.end_headers()
+            self.wfile.write(self.answer[1])
+
+        def log_message(self, *_):
+            pass
+
+    server = http.server.HTTPServer(("127.0.0.1", 0), Handler)
+    thread = threading.Thread(target=server.serve_forever)
+    thread.start()
+    yield f"http://127.0.0.1:{server.server_port}", seen, Handler
+    server.shutdown()
+    thread.join()
+    server.server_close()
+
+
+def test_the_newest_run_of_this_folder(varangian, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    code, _, err = varangian("status")
+    assert (code, "runs/ should hold run folders" in err) == (1, True)
+    result = package.run(rounds=2, workers=4, f=1, backend="simulate", output="runs")
+    code, out, _ = varangian("status", "--format", "json")
+    state = json.loads(out)
+    assert (code, state["run"], state["state"]) == (0, result.folder.name, "finished")
+    code, out, _ = varangian("status", str(result.folder), "--watch", "--format", "plain")
+    assert (code, out.splitlines()[0]) == (0, f"{result.folder.name} flag: finished")
+    code, out, _ = varangian("status", "--format", "rich")
+    assert (code, "w03" in out) == (0, True)
+
+
+def test_an_address_is_asked_with_its_token(varangian, page, tmp_path):
+    url, seen, handler = page
+    code, out, _ = varangian("status", "--url", url, "--format", "plain")
+    assert code == 0
+    assert "\\x1b[2Jrun: running" in out
+    assert "w01      absent              dropped in round 2" in out
+    assert "refused: AGE 2" in out
+    (tmp_path / "token").write_text("0123456789abcdef\n")
+    (tmp_path / "token").chmod(0o600)
+    code, _, _ = varangian(
+        "status", "--url", url, "--token-file", str(tmp_path / "token"), "--format", "rich"
+    )
+    assert code == 0
+    assert seen == [("/state.json", None), ("/state.json", "Bearer 0123456789abcdef")]
+    for answer, said in (
+        ((401, b"This needs the token\x1b[2J"), "answers 401: This needs the token\\x1b[2J"),
+        ((302, b""), "answers 302"),
+        ((200, b"[1]"), "should be the state of a run"),
+        ((200, b"\xff"), "does not answer"),
+    ):
+        handler.answer = answer
+        code, _, err = varangian("status", "--url", url)
+        assert (code, said in err) == (1, True), err
+    assert {path for path, _ in seen} == {"/state.json"}
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (("--url", "127.0.0.1:9"), "--url should be as http://"),
+        (("--url", "file:///etc/passwd"), "--url should be as http://"),
+        (("--url", "http://127.0.0.1:9"), "does not answer"),
+        (("--server", "http://x"), "--server should be HOST:PORT"),
+        (("--server", "127.0.0.1:9", "--timeout", "0.3"), "127.0.0.1:9 does not serve"),
+        (("none", "--url", "http://127.0.0.1:9"), "should not be given both"),
+        (("none",), "none should be the folder of a run"),
+        (("--serve", "0", "--url", "http://127.0.0.1:9"), "--serve shows a run folder"),
+    ],
+)
+def test_what_cannot_be_shown_is_said(varangian, words, said, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    code, _, err = varangian("status", *words)
+    assert (code, said in err) == (1, True), err
+
+
+def test_a_port_is_a_number(varangian):
+    code, _, err = varangian("status", "--serve", "70000")
+    assert (code, "should be a port" in err) == (2, True)
+
+
+def test_columns_without_anything_are_left_out():
+    state = {**STATE, "workers": [{**one, "certificate_expires": None} for one in STATE["workers"]]}
+    assert not any("certificate" in line for line in plain_lines(state))
