@@ -25,7 +25,7 @@ class Metric:
     """Upper bounds of the buckets of a histogram, in seconds."""
 
 
-SECONDS = (0.001, 0.003, 0.01, 0.03, 0.1, 0.3, 1.0, 3.0, 10.0, 30.0, 100.0, 300.0, 1000.0)
+SECONDS = (0.0001, 0.0003, 0.001, 0.003, 0.01, 0.03, 0.1, 0.3, 1.0, 3.0, 10.0, 30.0, 100.0, 300.0, 1000.0)
 WORKER = ("worker",)
 
 TOPICS: Mapping[str, tuple[Metric, ...]] = {
