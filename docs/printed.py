@@ -103,6 +103,7 @@ def printed(*, helps: bool = True) -> dict[str, str]:
     """Every page that is printed, by its path below docs/; without `helps` not that of the commands."""
     pages = {"reference/settings.md": settings(), **names()}
     pages["reference/commands.md"] = commands() if helps else ""
+    pages["reference/metrics.md"] = metrics()
     pages["reference/evidence.md"] = evidence()
     pages["reference/coefficients.md"] = coefficients()
     return pages | {page: copied(source, page) for source, page in PROJECT.items()}
@@ -360,6 +361,26 @@ def _help(*command: str) -> str:
     environment = os.environ | {"COLUMNS": "90", "PYTHONPATH": str(ROOT / "src"), "NO_COLOR": "1"}
     shown = subprocess.run(words, capture_output=True, text=True, check=True, env=environment).stdout
     return f"## `{' '.join(['varangian', *command])}`\n\n```text\n{shown.strip()}\n```\n"
+
+
+# Metrics
+
+METRICS = """# Metrics
+
+What a server with a metrics port (`server.metrics_port`) exposes at `/metrics`, for Prometheus: see
+[watch a run](../operations/watch.md#prometheus-and-grafana). Names have base units. Labels are names of the
+run's workers and codes of tables, so their number is bounded whatever others do; a worker that has left the
+run has no series any more. Counters begin with the start of the server. Beside these there are the
+`process_*` metrics of every program with the client library: memory, processor, open files, start time.
+
+"""
+
+
+def metrics() -> str:
+    """The table of metrics."""
+    from varangian.server.observability.metric_table import as_markdown
+
+    return METRICS + as_markdown()
 
 
 # Evidence

@@ -54,7 +54,7 @@ WRITTEN = sorted(
     for path in (ROOT / "docs").rglob("*.md")
     if path.relative_to(ROOT / "docs").parts[0] != "project"
 )
-PRINTED_HERE = {f"docs/reference/{name}.md" for name in ("settings", "commands", "evidence")} | {
+PRINTED_HERE = {f"docs/reference/{name}.md" for name in ("settings", "commands", "metrics", "evidence")} | {
     f"docs/reference/{page}.md" for page, _ in printed.KINDS.values()
 }
 PAGES = ["README.md", "CONTRIBUTING.md", *(page for page in WRITTEN if page not in PRINTED_HERE)]
