@@ -36,6 +36,7 @@ from varangian.server.transport.enrolment import EnrolmentPort
 from varangian.server.transport.grpc_server import CallHandlers, bind, options
 from varangian.server.transport.refusals import Refusals
 from varangian.server.transport.service import Service
+from varangian.structured_logs import event
 
 if TYPE_CHECKING:
     from varangian.server.monitoring.monitoring import Monitoring
@@ -149,7 +150,11 @@ async def serve(
         if monitoring is not None:
             await stack.enter_async_context(monitoring.listening())
         await server.start()
-        log.info("%s", descriptors.describe_limit(len(sessions.names), data_listener is not None))
+        log.info(
+            "%s",
+            descriptors.describe_limit(len(sessions.names), data_listener is not None),
+            extra=event("listening"),
+        )
         ready(address)
         if enrolment is not None:
             enrolment.announce()
@@ -185,7 +190,11 @@ async def _open_data_listener(
     """Listen for data connections, unless there is no data port or payloads cannot be encrypted there."""
     lacking = why_unavailable() if security and port is not None else ""
     if lacking:
-        log.warning("payloads travel over gRPC, several times slower: %s", lacking)
+        log.warning(
+            "payloads travel over gRPC, several times slower: %s",
+            lacking,
+            extra=event("payloads_over_grpc"),
+        )
     if port is None or lacking:
         yield None
         return

@@ -6,6 +6,7 @@ import asyncio
 import logging
 from collections.abc import Callable, Coroutine, Mapping, Sequence
 from concurrent.futures import Executor, ThreadPoolExecutor
+from contextvars import copy_context
 from functools import partial
 from math import inf
 from pathlib import Path
@@ -20,6 +21,7 @@ from varangian.protos.network import descriptors
 from varangian.protos.network.grpc_log import install_log_filter
 from varangian.protos.network.malloc import keep_large_blocks
 from varangian.protos.network.thread_results import result_of
+from varangian.structured_logs import enter, event
 from varangian.worker.loop import work
 from varangian.worker.misbehaving import MisbehavingClient
 from varangian.worker.signals import SignalHandling
@@ -154,6 +156,7 @@ def _say_who_is_left(
             "%s has ended for good. This process goes on with %s.",
             format_members([names]),
             format_members(left),
+            extra=event("worker_gone"),
         )
 
 
@@ -173,10 +176,13 @@ async def _run_member(
 ) -> int:
     """Work under the first of these names that is free, until the run is finished or refuses it."""
     task = worker_compute.task
+    enter(worker=names[0] if len(names) == 1 else None)
 
     async def compute(client: Client, round: int, parameters: Tensor) -> Tensor | None:
         name, run, epoch = client.name, client.run, client.terms.epoch
-        vector = await result_of(executor.submit(history.compute, name, run, epoch, round, parameters))
+        inside = copy_context().run  # what is logged there is about this worker, too
+        job = executor.submit(inside, history.compute, name, run, epoch, round, parameters)
+        vector = await result_of(job)
         if vector is not None:
             await asyncio.sleep(_seconds(task, name, round))
         return vector
@@ -214,19 +220,23 @@ async def _run_member(
                         on_counted=partial(confirm, client),
                         rewind=partial(rewind, client),
                     )
-                    log.info("%s: %s", name, reason)
+                    log.info("%s: %s", name, reason, extra=event("worker_done", worker=name))
                     return FINISHED
         log.error(
-            "Each of %s belongs to another process already; there is no place left.", ", ".join(names)
+            "Each of %s belongs to another process already; there is no place left.",
+            ", ".join(names),
+            extra=event("no_place"),
         )
     except ClientError as error:
-        log.error("%s", error)
+        log.error("%s", error, extra=event("worker_failed"))
     except asyncio.CancelledError:
         task_of_this = asyncio.current_task()
         if task_of_this is None or task_of_this.cancelling():
             raise
         # A task group would take the cancellation for the end of this worker, and log nothing.
-        log.exception("%s was cancelled, but not by this process", ", ".join(names))
+        log.exception(
+            "%s was cancelled, but not by this process", ", ".join(names), extra=event("worker_failed")
+        )
     return FAILED
 
 

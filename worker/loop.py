@@ -10,6 +10,7 @@ from typing import Protocol
 from torch import Tensor
 
 from varangian.protos.contract import Terms
+from varangian.structured_logs import enter, event
 from varangian.worker.transport.client import Finished, Pulled, Receipt
 from varangian.worker.transport.results import Declined
 
@@ -72,16 +73,23 @@ async def work(
         ClientError: when the server cannot be worked with.
     """
     await client.join()
+    here = enter(client.run, client.name)
     served, start = -1, None
     codes, reasons = set[str](), set[str]()
     while True:
         pulled = await client.pull(next_round(served + 1) - 1)
         if isinstance(pulled, Finished):
             return pulled.reason
-        round = pulled.round
+        round = here.round = pulled.round
+        here.run = client.run
         if round <= served or _start(client) != start:
             if start is not None:
-                log.warning("%s starts again with round %d: its server was restarted", client.name, round)
+                log.warning(
+                    "%s starts again with round %d: its server was restarted",
+                    client.name,
+                    round,
+                    extra=event("starts_again"),
+                )
             start = _start(client)
             unconfirmed = await rewind(round)
             if unconfirmed is not None and unconfirmed[0] < round:
@@ -95,7 +103,13 @@ async def work(
         except Declined as declined:
             if declined.reason not in reasons:
                 reasons.add(declined.reason)
-                log.warning("%s sends nothing in round %d: %s", client.name, round, declined.reason)
+                log.warning(
+                    "%s sends nothing in round %d: %s",
+                    client.name,
+                    round,
+                    declined.reason,
+                    extra=event("declines"),
+                )
             await client.decline(round, declined.reason)
             continue
         if vector is None or _start(client) != start:
@@ -105,7 +119,14 @@ async def work(
             on_counted(round)
         elif receipt.code not in codes:
             codes.add(receipt.code)
-            log.warning("%s, round %d: %s %s", client.name, round, receipt.code, receipt.sentence)
+            log.warning(
+                "%s, round %d: %s %s",
+                client.name,
+                round,
+                receipt.code,
+                receipt.sentence,
+                extra=event("not_counted", code=receipt.code),
+            )
 
 
 def _start(client: Transport) -> tuple[str, int]:

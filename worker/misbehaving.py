@@ -33,6 +33,7 @@ from varangian.protos.layout import Layout
 from varangian.protos.messages import MANIFEST_LIMIT, PROTOCOL, decode_message
 from varangian.protos.metadata_keys import READY, SESSION
 from varangian.protos.network.idle_timeout import IdleTimeout, idle_timeout
+from varangian.structured_logs import event
 from varangian.worker.attacks.base import AttackError
 from varangian.worker.attacks.on_protocol import Answer, ProtocolAttack, Push
 from varangian.worker.seeds import generator
@@ -114,7 +115,12 @@ class MisbehavingClient(Client):
 
     async def close(self) -> None:
         told = ", ".join(f"{count} {code or 'counted'}" for code, count in sorted(self.answered.items()))
-        log.info("%s: answers of the server to its pushes: %s", self.name, told or "none")
+        log.info(
+            "%s: answers of the server to its pushes: %s",
+            self.name,
+            told or "none",
+            extra=event("answers", worker=self.name),
+        )
         for connection in self._more:
             await connection.close()
         await super().close()
@@ -198,7 +204,13 @@ class MisbehavingClient(Client):
             answer = Answer(grpc.StatusCode.CANCELLED.name, "the call was cancelled")
         if not self.answered[answer.code]:
             found = f"{answer.code} {answer.sentence}".rstrip() if answer.code else "counted"
-            log.info("%s, a push for round %d: %s", self.name, push.round, found)
+            log.info(
+                "%s, a push for round %d: %s",
+                self.name,
+                push.round,
+                found,
+                extra=event("answer", worker=self.name, round=push.round),
+            )
         self.answered[answer.code] += 1
         self._answers.append((push, answer))
         return answer

@@ -11,6 +11,7 @@ from pathlib import Path
 
 from varangian.protos.identity.watched_files import Change, Failure, WatchedFiles
 from varangian.protos.network.descriptors import Spare
+from varangian.structured_logs import event
 
 log = logging.getLogger(__name__)
 
@@ -60,12 +61,23 @@ class RevocationList:
         """Read the list again if it has changed; at most once a second."""
         change = self._watched.look()
         if change is Change.CHANGED:
-            log.warning("security: the list of revoked certificates was read again: %d on it", len(self))
+            log.warning(
+                "security: the list of revoked certificates was read again: %d on it",
+                len(self),
+                extra=event("revocations_read", certificates=len(self)),
+            )
         elif change is Change.RECOVERED:
-            log.warning("security: the list of revoked certificates can be read again")
+            log.warning(
+                "security: the list of revoked certificates can be read again",
+                extra=event("revocations_read"),
+            )
         elif change is Change.FAILED and self.failure is not None:
             error = self.failure.error
-            log.error("security: the last list of revoked certificates stays in force: %s", error)
+            log.error(
+                "security: the last list of revoked certificates stays in force: %s",
+                error,
+                extra=event("revocations_kept"),
+            )
 
     def _read(self) -> frozenset[str]:
         try:

@@ -29,6 +29,7 @@ from varangian.protos.identity.enrolment_token import EnrolmentToken, TokenError
 from varangian.protos.refusals import Refusal
 from varangian.protos.text import quote
 from varangian.server.identity.tls import Security
+from varangian.structured_logs import event
 
 log = logging.getLogger(__name__)
 
@@ -106,7 +107,12 @@ class Enrolment:
         token = EnrolmentToken.make(name, self.authority)
         self._invitations = kept
         self._keep(Invitation(name, token.digest, by, now + LASTS))
-        log.warning("security: the operator %s has invited %s", by, name)
+        log.warning(
+            "security: the operator %s has invited %s",
+            by,
+            name,
+            extra=event("invited", operator=by, name=name),
+        )
         return token.text
 
     def ask(self, text: str, name: str, request: bytes) -> bytes:
@@ -130,7 +136,12 @@ class Enrolment:
             self._check_stranger(invitation.name)
             invitation = replace(invitation, request=request.decode("ascii"), key=key)
             self._keep(invitation)
-            log.warning("security: %s asks for a certificate for the key %s", invitation.name, key)
+            log.warning(
+                "security: %s asks for a certificate for the key %s",
+                invitation.name,
+                key,
+                extra=event("certificate_requested", name=invitation.name, key=key),
+            )
         elif not hmac.compare_digest(invitation.key, key):
             raise Refused(
                 Refusal.ENROLMENT,

@@ -9,6 +9,7 @@ from contextlib import asynccontextmanager
 from typing import Protocol
 
 from varangian.server.identity.sessions import Sessions
+from varangian.structured_logs import event
 
 log = logging.getLogger(__name__)
 
@@ -48,14 +49,20 @@ class Presence:
                 self.note_call(name)
             elif name not in self._absent and (name in known or self._run.round > self._run.first):
                 self._absent.add(name)
-                log.info("%s %s", name, "has left" if name in known else "has not joined yet")
+                left = name in known
+                log.info(
+                    "%s %s",
+                    name,
+                    "has left" if left else "has not joined yet",
+                    extra=event("worker_left" if left else "worker_missing", worker=name),
+                )
                 self._run.absent(name)
 
     def note_call(self, name: str) -> None:
         """Tell the run that a worker is back, if it was absent: a round waits for whom it gives a model."""
         if name in self._absent:
             self._absent.remove(name)
-            log.info("%s is connected again", name)
+            log.info("%s is connected again", name, extra=event("worker_returned", worker=name))
             self._run.present(name)
 
     def drop(self, name: str) -> None:

@@ -23,6 +23,7 @@ from varangian.protos.identity.watched_files import FILE_CHECK_INTERVAL
 from varangian.server.identity.presence import RunListener
 from varangian.server.identity.sessions import Peer, Sessions
 from varangian.server.identity.tls import Security
+from varangian.structured_logs import event
 
 log = logging.getLogger(__name__)
 
@@ -128,7 +129,12 @@ class Revocation:
         self.open_calls.end()
         dropped = self._sessions.drop_revoked()
         for worker in dropped:
-            log.warning("security: %s is removed from the run: %s", worker, REASON)
+            log.warning(
+                "security: %s is removed from the run: %s",
+                worker,
+                REASON,
+                extra=event("worker_revoked", worker=worker),
+            )
             self._on_drop(worker)
         sent = [worker for worker, one in self._senders.items() if self._sessions.is_revoked(one)]
         for worker in dict.fromkeys((*dropped, *sent)):

@@ -27,6 +27,7 @@ from varangian.protos.identity.certificate import PeerCertificate
 from varangian.protos.metadata_keys import SESSION, TOKEN, WORKER
 from varangian.protos.refusals import Refusal
 from varangian.protos.text import quote
+from varangian.structured_logs import event
 
 NONCE = re.compile(r"[0-9a-f]{32}")
 RECONNECT_GRACE = 2.0
@@ -423,7 +424,13 @@ class Sessions:
         who = self.claimed_name(metadata, peer)
         if error.refusal in SUSPICIOUS and (who, error.refusal) not in self._logged:
             self._logged.add((who, error.refusal))
-            log.warning("security: %s from %s: %s", error.refusal.code, who, quote(str(error), LOGGED))
+            log.warning(
+                "security: %s from %s: %s",
+                error.refusal.code,
+                who,
+                quote(str(error), LOGGED),
+                extra=event("suspicious_call", caller=who, code=error.refusal.code),
+            )
 
 
 def _check_name(name: str) -> None:

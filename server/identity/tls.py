@@ -41,6 +41,7 @@ from varangian.protos.network.descriptors import Spare
 from varangian.protos.refusals import Refusal
 from varangian.protos.text import escape, quote
 from varangian.server.identity.sessions import Peer
+from varangian.structured_logs import event
 
 log = logging.getLogger(__name__)
 
@@ -247,9 +248,15 @@ class CertificateRenewal:
         """Read the bundle again if it has changed; at most once a second."""
         change = self._watched.look()
         if change is Change.CHANGED:
-            log.info("security: the certificate of the server was renewed")
+            log.info(
+                "security: the certificate of the server was renewed", extra=event("certificate_renewed")
+            )
         elif change is Change.FAILED and self.failure is not None:
-            log.error("security: the old certificate of the server stays in use: %s", self.failure.error)
+            log.error(
+                "security: the old certificate of the server stays in use: %s",
+                self.failure.error,
+                extra=event("certificate_kept"),
+            )
 
     def expiry_warning(self) -> tuple[str, ...]:
         """A warning when the certificate is about to expire."""

@@ -24,6 +24,7 @@ from urllib.parse import unquote
 
 from varangian.protos.network.descriptors import connections
 from varangian.protos.refusals import Refusal
+from varangian.structured_logs import event
 
 log = logging.getLogger(__name__)
 
@@ -182,7 +183,11 @@ class ConnectionLimits:
             self._on_close(Refusal.CONNECTIONS)
             if who not in self._logged and len(self._logged) < self.most:
                 self._logged.add(who)
-                log.warning("closed a connection of %.70s: too many connections, or too many calls", who)
+                log.warning(
+                    "closed a connection of %.70s: too many connections, or too many calls",
+                    who,
+                    extra=event("connection_closed", caller=who),
+                )
         return bool(closing) or len(there) > self.most // 2
 
 

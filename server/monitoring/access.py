@@ -22,6 +22,7 @@ from varangian.protos.identity.bundle import CERTIFICATE, KEY, Bundle
 from varangian.protos.text import quote
 from varangian.server.identity.sessions import Peer
 from varangian.server.identity.tls import Security
+from varangian.structured_logs import event
 
 log = logging.getLogger(__name__)
 
@@ -112,7 +113,12 @@ class Access:
         """Log the first refusal of an address."""
         if address not in self._logged and len(self._logged) < 1000:
             self._logged.add(address)
-            log.warning("metrics port: refused %s: %s", quote(address, 70), quote(reason))
+            log.warning(
+                "metrics port: refused %s: %s",
+                quote(address, 70),
+                quote(reason),
+                extra=event("metrics_refused"),
+            )
 
     def is_ours(self, host: str) -> bool:
         """Whether a header Host names this machine. Where callers prove who they are, any name does."""

@@ -15,6 +15,7 @@ from torch import Tensor
 from varangian.aggregators import Aggregate
 from varangian.server.protocol.events import Close, Skip, Worker
 from varangian.server.rows.source import StepInput
+from varangian.structured_logs import event
 
 log = logging.getLogger(__name__)
 
@@ -54,7 +55,11 @@ class DeltaSum:
 
     def forget(self, worker: Worker) -> None:
         """Warn only: the deltas of a worker cannot be taken out of their sum."""
-        log.warning("earlier deltas of %s stay in the update: only the sum of deltas is kept", worker)
+        log.warning(
+            "earlier deltas of %s stay in the update: only the sum of deltas is kept",
+            worker,
+            extra=event("deltas_stay", worker=worker),
+        )
 
     def change(self, workers: Sequence[Worker], participants: int) -> None:
         """Refuse: see `fixed`.

@@ -16,10 +16,11 @@ from varangian.protos.contract import check_run
 from varangian.protos.errors import Refused
 from varangian.protos.messages import MANIFEST_LIMIT
 from varangian.protos.refusals import Refusal
-from varangian.protos.text import quote
+from varangian.protos.text import escape, quote
 from varangian.server.identity.sessions import Sessions
 from varangian.server.transport import calls
 from varangian.server.transport.calls import Call
+from varangian.structured_logs import event
 
 log = logging.getLogger(__name__)
 
@@ -183,7 +184,14 @@ class Administration:
             changed = await desk.change(action, name, f, by)
         except ChangeRefusedError as error:
             raise Refused(Refusal.MEMBERSHIP, str(error)) from None
-        log.warning("membership: %s asked to %s %s: %s", by, action, quote(name, 70), changed.sentence)
+        log.warning(
+            "membership: %s asked to %s %s: %s",
+            by,
+            action,
+            quote(name, 70),
+            changed.sentence,
+            extra=event("membership_change", operator=by, action=action, name=escape(name, 70)),
+        )
         return changed
 
     def _need_enrolment(self) -> EnrolmentDesk:

@@ -28,6 +28,7 @@ from varangian.server.transport.call_admission import CallAdmission
 from varangian.server.transport.calls import Call, Context
 from varangian.server.transport.grpc_server import CallHandlers, bind, options
 from varangian.server.transport.refusals import Refusals
+from varangian.structured_logs import event
 
 log = logging.getLogger(__name__)
 
@@ -134,7 +135,13 @@ class EnrolmentService:
             certificate = self._enrolment.ask(request.token, request.name, request.request)
         except Refused as error:
             self._guesses.note(address)
-            log.warning("security: %s from %s: %s", error.refusal.code, address, quote(str(error), LOGGED))
+            log.warning(
+                "security: %s from %s: %s",
+                error.refusal.code,
+                address,
+                quote(str(error), LOGGED),
+                extra=event("suspicious_call", caller=address, code=error.refusal.code),
+            )
             raise
         if certificate:
             return ps_pb2.EnrolReply(certificate=certificate, authority=authority).SerializeToString()

@@ -18,6 +18,7 @@ from varangian.protos.refusals import Refusal
 from varangian.protos.text import escape
 from varangian.server.transport import calls
 from varangian.server.transport.calls import Call
+from varangian.structured_logs import event
 
 log = logging.getLogger(__name__)
 
@@ -45,7 +46,14 @@ class Refusals:
     def connection(self, who: str, code: str, sentence: str) -> None:
         """A data connection was closed. The code may also be that of an error of the system."""
         self.counts[code] += 1
-        log.log(self._level(who, code), "data port: refused %.70s: %s %r", who, code, sentence)
+        log.log(
+            self._level(who, code),
+            "data port: refused %.70s: %s %r",
+            who,
+            code,
+            sentence,
+            extra=event("connection_refused", caller=who, code=code),
+        )
 
     async def answer(self, call: Call, who: str, refused: Refused, round: int) -> Never:
         """End a call with a refusal.
@@ -59,7 +67,14 @@ class Refusals:
         code, sentence = refused.refusal.code, header_text(str(refused))
         if refused.refusal is not Refusal.AGE:  # which is how such a call ends, and no refusal
             self.counts[code] += 1
-        log.log(self._level(who, code), "refused %s: %s %s", who, code, sentence)
+        log.log(
+            self._level(who, code),
+            "refused %s: %s %s",
+            who,
+            code,
+            sentence,
+            extra=event("refused", caller=who, code=code, round=round),
+        )
         trailing = ((metadata_keys.CODE, code), (metadata_keys.ROUND, str(round)))
         with calls.cancel_if_gone():
             await call.abort(status_of(refused.refusal), sentence, trailing)

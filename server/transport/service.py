@@ -45,6 +45,7 @@ from varangian.server.transport.downloads import AGAIN, Downloads
 from varangian.server.transport.grpc_server import CallHandlers, Handler
 from varangian.server.transport.refusals import Refusals
 from varangian.server.transport.status_reply import StatusReplies
+from varangian.structured_logs import event
 from varangian.weak_methods import weakly
 
 if TYPE_CHECKING:
@@ -179,7 +180,12 @@ class Service:
         self._sessions.claim(*caller)
         self.presence.look()
         if self._sessions.session(worker) != before:  # not a sign of life of the same process
-            log.info("%s joined with %s", worker, escape(request.software, SOFTWARE))
+            log.info(
+                "%s joined with %s",
+                worker,
+                escape(request.software, SOFTWARE),
+                extra=event("worker_joined", worker=worker, software=escape(request.software, SOFTWARE)),
+            )
         terms = self._contract.terms
         return ps_pb2.JoinReply(
             protocol=PROTOCOL,
@@ -406,7 +412,12 @@ class Service:
             if (worker, name) not in self._logged:
                 self._logged.add((worker, name))
                 what = "the number of workers that %s knows" if name == "workers" else "the data of %s"
-                log.warning(f"{what} differs from that of the server: %s", worker, sentence)
+                log.warning(
+                    f"{what} differs from that of the server: %s",
+                    worker,
+                    sentence,
+                    extra=event("settings_differ", worker=worker, setting=name),
+                )
 
     def _check_layout(self, text: str) -> None:
         if difference := self._contract.layout.difference(text):

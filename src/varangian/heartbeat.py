@@ -8,6 +8,8 @@ from collections.abc import AsyncGenerator
 from contextlib import asynccontextmanager, suppress
 from pathlib import Path
 
+from varangian.structured_logs import event
+
 log = logging.getLogger(__name__)
 
 PERIOD = 1.0
@@ -40,6 +42,11 @@ async def _beat(path: Path, period: float) -> None:
             path.touch()
         except OSError as error:
             if not warned:
-                log.warning("heartbeat: %s cannot be written: %s", path, error.strerror)
+                log.warning(
+                    "heartbeat: %s cannot be written: %s",
+                    path,
+                    error.strerror,
+                    extra=event("heartbeat_failed"),
+                )
             warned = True
         await asyncio.sleep(period)

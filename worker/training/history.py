@@ -18,6 +18,7 @@ from torch import Tensor
 
 from varangian import files
 from varangian.protos.contract import Terms
+from varangian.structured_logs import event
 from varangian.worker.attacks.memory import Unpackable, modules_of, packed, unpacked
 from varangian.worker.checkpoints.slots import slots_of
 from varangian.worker.checkpoints.store import LINE, PartStore, Restored
@@ -229,6 +230,7 @@ class WorkerHistory:
             "%s: its state of round %d is not kept here; it goes on without the momentum of earlier rounds",
             part.lstrip("@"),
             round,
+            extra=event("state_lost", worker=part.lstrip("@"), round=round),
         )
 
     def _tell(self, part: str, error: Exception) -> None:
@@ -241,6 +243,7 @@ class WorkerHistory:
                 part.lstrip("@"),
                 self._part_folder(self._run, part),
                 reason,
+                extra=event("state_not_kept", worker=part.lstrip("@")),
             )
 
 
@@ -254,4 +257,9 @@ def _sync(path: Path) -> None:
         with open(path, "rb") as stream:
             files.fsync(stream.fileno())
     except OSError as error:
-        log.warning("%s may not be on the disk after a power failure: %s", path, error)
+        log.warning(
+            "%s may not be on the disk after a power failure: %s",
+            path,
+            error,
+            extra=event("state_not_synced"),
+        )

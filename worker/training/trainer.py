@@ -19,6 +19,7 @@ from torch.utils._pytree import tree_flatten, tree_leaves, tree_map, tree_unflat
 
 from varangian.plugins import InputError, guard, target_name
 from varangian.protos.layout import Layout, LayoutError
+from varangian.structured_logs import event
 from varangian.worker.data import Dataset
 from varangian.worker.data.base import format_shape
 from varangian.worker.data.samples import Samples, count, map_tensors, shapes
@@ -436,7 +437,7 @@ class Trainer:
         """Each message once."""
         if str(error) not in self._told:
             self._told.add(str(error))
-            log.warning("An evaluation failed: %s", error)
+            log.warning("An evaluation failed: %s", error, extra=event("evaluation_failed"))
 
     def state(self, parameters: Tensor) -> dict[str, Any]:
         """The whole state of the module with these parameters, on the CPU; of use until the next call."""

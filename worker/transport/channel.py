@@ -19,6 +19,7 @@ from varangian.protos.messages import MESSAGE_LIMIT
 from varangian.protos.network.address import split_address
 from varangian.protos.network.dial import find_proxy, open_aio_channel
 from varangian.protos.network.grpc_options import KEEPALIVE, LOOKAHEAD, windows
+from varangian.structured_logs import event
 from varangian.worker.transport.data_channel import DataChannel, LeasedConnection
 from varangian.worker.transport.diagnosis import Diagnosis, diagnose
 from varangian.worker.transport.tls import Proof, credentials, has_changed, watch_bundle
@@ -92,10 +93,18 @@ class Connection:
         change = self._watched.look()
         if change is Change.CHANGED and self._watched.value != self._bundle:
             self._bundle = self._watched.value
-            log.info("security: the certificate of %s was renewed", self._bundle.name)
+            log.info(
+                "security: the certificate of %s was renewed",
+                self._bundle.name,
+                extra=event("certificate_renewed"),
+            )
             await self._replace()
         elif change is Change.FAILED and self._watched.failure is not None:
-            log.warning("security: the old certificate stays in use: %s", self._watched.failure.error)
+            log.warning(
+                "security: the old certificate stays in use: %s",
+                self._watched.failure.error,
+                extra=event("certificate_kept"),
+            )
 
     async def take_new_certificate(self) -> bool:
         """Take up another certificate than the one that was refused; whether there is, or may soon be, one.
@@ -108,7 +117,9 @@ class Connection:
         try:
             found = await asyncio.to_thread(Bundle.load, shown.path, Role.WORKER)
         except (BundleError, OSError) as error:
-            log.warning("security: there is no other certificate yet: %s", error)
+            log.warning(
+                "security: there is no other certificate yet: %s", error, extra=event("certificate_awaited")
+            )
             return await asyncio.to_thread(has_changed, shown)
         if found == shown:
             return False
@@ -154,7 +165,9 @@ def _reload(bundle: Bundle) -> Bundle:
     try:
         return Bundle.load(bundle.path, Role.WORKER)
     except BundleError as error:
-        log.warning("security: the old certificate stays in use: %s", error)
+        log.warning(
+            "security: the old certificate stays in use: %s", error, extra=event("certificate_kept")
+        )
         return bundle
 
 

@@ -31,6 +31,7 @@ from varangian.protos.network.grpc_options import LOOKAHEAD, SMALL_MODEL_LOOKAHE
 from varangian.protos.network.idle_timeout import idle_timeout
 from varangian.protos.refusals import Reaction, Refusal
 from varangian.protos.text import escape
+from varangian.structured_logs import event
 from varangian.worker.transport.attendance import Attendance
 from varangian.worker.transport.channel import Connection
 from varangian.worker.transport.download import Incoming, message
@@ -267,7 +268,13 @@ class Client:
         if final:
             raise ClientError(f"{self._failed(what)}. {why}") from None
         since = time.strftime("%H:%M:%S", time.localtime(time.time() - waited))
-        log.warning("%s yet, since %s; trying again. %s", self._failed(what), since, why)
+        log.warning(
+            "%s yet, since %s; trying again. %s",
+            self._failed(what),
+            since,
+            why,
+            extra=event("server_awaited"),
+        )
 
     async def _why(self, passing: TransientError) -> tuple[str, bool]:
         """The known cause of a failure, and whether it will last longer than a moment."""

@@ -24,6 +24,7 @@ from varangian.protos.metadata_keys import CHUNKS, DATA_CHANNEL
 from varangian.protos.network.address import split_address
 from varangian.protos.network.idle_timeout import IdleTimeout
 from varangian.protos.refusals import Blame, Refusal
+from varangian.structured_logs import event
 from varangian.worker.transport.data_connection import OpenConnection, open_connection
 from varangian.worker.transport.errors import FailedCall
 
@@ -249,7 +250,13 @@ class DataChannel:
         self._paused = monotonic() + RETRY_INTERVAL
         if not self._logged:
             self._logged = True
-            log.info("payloads travel over gRPC: data port %d of %s: %s", self._port, self._host, found)
+            log.info(
+                "payloads travel over gRPC: data port %d of %s: %s",
+                self._port,
+                self._host,
+                found,
+                extra=event("payloads_over_grpc"),
+            )
 
     async def _open(self) -> OpenConnection:
         """Open a connection.

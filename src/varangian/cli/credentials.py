@@ -10,6 +10,7 @@ from pathlib import Path
 
 from varangian.protos.network.address import AddressError, is_loopback, parse_address
 from varangian.registry import ConfigError, Problem
+from varangian.structured_logs import event
 
 CERTS, INSECURE = "VARANGIAN_CERTS", "VARANGIAN_INSECURE"
 OFF = ("", "0", "false", "no")
@@ -70,4 +71,4 @@ def check_address(chosen: SecurityChoice, address: str) -> None:
 def warn(chosen: SecurityChoice, host: str) -> None:
     """Say in the log what a network without TLS does not protect against, where one is used."""
     if chosen.certs is None and not is_loopback(host):
-        log.warning("security: %s", CLEAR_TEXT)
+        log.warning("security: %s", CLEAR_TEXT, extra=event("no_tls"))

@@ -21,6 +21,7 @@ from typing import Any
 from varangian.cli.arguments.main import parse
 from varangian.files import settings_file
 from varangian.registry import ConfigError
+from varangian.structured_logs import VARIABLE, json_line
 
 OK, FAILED, USAGE, INTERRUPTED, TERMINATED = 0, 1, 2, 130, 143
 
@@ -45,16 +46,17 @@ def main(argv: Sequence[str] | None = None) -> int:
     _escape(sys.stdout)
     # Otherwise gRPC writes a line for every handshake that fails, and strangers can fail without end.
     os.environ.setdefault("GRPC_VERBOSITY", "ERROR")
+    args = argparse.Namespace()
     try:
         with _terminable(last=argv is None):
             args = parse(sys.argv[1:] if argv is None else argv)
             module, _, function = args.run.partition(":")
             return _run_command(module, function, args)
     except Terminated:
-        print("varangian: terminated", file=sys.stderr)
+        _complain(args, "varangian: terminated")
         return TERMINATED
     except KeyboardInterrupt:
-        print("varangian: interrupted", file=sys.stderr)
+        _complain(args, "varangian: interrupted")
         return INTERRUPTED
 
 
@@ -69,12 +71,10 @@ def _run_command(module: str, function: str, args: argparse.Namespace) -> int:
         return code
     except ConfigError as error:
         many = "Problem" if len(error.problems) == 1 else f"{len(error.problems)} problems"
-        print(f"{many} in the configuration:", file=sys.stderr)
-        for problem in error.problems:
-            print(f"  {problem}", file=sys.stderr)
+        _complain(args, f"{many} in the configuration:", *(f"  {problem}" for problem in error.problems))
         return USAGE
     except CommandError as error:
-        print(f"varangian: {error}", file=sys.stderr)
+        _complain(args, f"varangian: {error}")
         return FAILED
     except BrokenPipeError:
         _discard_output()  # its reader (head, a pager) has left
@@ -91,6 +91,15 @@ def _run_command(module: str, function: str, args: argparse.Namespace) -> int:
         what = error.filename or "the output"
         print(f"varangian: {what} cannot be written: {error.strerror}", file=sys.stderr)
         return FAILED
+
+
+def _complain(args: argparse.Namespace, *lines: str) -> None:
+    """Print why a command ends: a sentence on standard error, or one log line where these are JSON."""
+    if "log_format" in args and (args.log_format or os.environ.get(VARIABLE)) == "json":
+        text = "; ".join(line.strip() for line in lines)
+        lines = (json_line("error", "command_failed", text, {"command": args.command}),)
+    for line in lines:
+        print(line, file=sys.stderr)
 
 
 def _simulates(args: argparse.Namespace) -> bool:

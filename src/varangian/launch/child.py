@@ -19,6 +19,7 @@ from math import inf
 from pathlib import Path
 
 from varangian.launch.output.logs import log_to_file
+from varangian.structured_logs import Format, event
 from varangian.worker.host import host
 from varangian.worker.training.task import Task
 from varangian.worker.transport.tls import Proof
@@ -43,6 +44,7 @@ class ChildSpec:
     """Seconds to wait for a server that cannot be reached."""
     state: Path | None = None
     """The folder in which they keep what they remember; None keeps nothing."""
+    log_format: Format = "text"
 
 
 def run_child(spec: ChildSpec) -> None:
@@ -51,7 +53,7 @@ def run_child(spec: ChildSpec) -> None:
     # Ctrl-C reaches the whole terminal; the launcher decides what becomes of its children.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     threading.Thread(target=_end_with_parent, daemon=True).start()
-    with log_to_file(spec.log):
+    with log_to_file(spec.log, form=spec.log_format):
         try:
             names, proofs = tuple(spec.proofs), spec.proofs
             state = None if spec.state is None else partial(_same_folder, spec.state)
@@ -59,7 +61,9 @@ def run_child(spec: ChildSpec) -> None:
                 spec.server, names, proofs, spec.task, spec.threads, patience=spec.patience, state=state
             )
         except Exception:
-            log.exception("the process of %s ended on an error", ", ".join(spec.proofs))
+            log.exception(
+                "the process of %s ended on an error", ", ".join(spec.proofs), extra=event("process_failed")
+            )
             code = CRASHED
     # Threads of gRPC may still wait for a server that is gone; nothing here needs a farewell.
     os._exit(code)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import json
 import re
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import closing
@@ -35,6 +36,7 @@ from varangian.server.observability.record import Observe
 from varangian.server.rows.latest_store import NoRoom
 from varangian.server.transport.enrolment import EnrolmentPort
 from varangian.server.transport.grpc_server import probe
+from varangian.structured_logs import enter, log_format
 from varangian.worker.transport.tls import Proof
 
 PREFIX = re.compile(r"^.{,60}? (ERROR|WARNING|INFO) [\w.]+: ")
@@ -73,6 +75,7 @@ async def _run(
     check_port(config)
     check_metrics(config, certificates=False)
     server_run = ServerRun.open(config, observe, note, folder, resume)
+    enter(server_run.folder.path.name).round = server_run.machine.state.round
     for sentence in server_run.sentences:
         note(sentence)
     address = asyncio.get_running_loop().create_future()
@@ -239,8 +242,18 @@ def last_words(log: Path, workers: Sequence[str]) -> str:
     except OSError:
         return ""
     said = [line for line in lines if any(worker in line for worker in workers)]
+    if said and said[-1].startswith("{"):
+        return _message(said[-1])[:LONGEST]
     # Without time, process and logger, which stand before the sentence.
     return PREFIX.sub("", said[-1])[:LONGEST] if said else ""
+
+
+def _message(line: str) -> str:
+    """The message of a line of JSON."""
+    try:
+        return str(json.loads(line)["message"])
+    except (ValueError, KeyError, TypeError):
+        return line
 
 
 def _child_specs(server_run: ServerRun, proofs: Mapping[str, Proof], address: str) -> list[ChildSpec]:
@@ -256,6 +269,7 @@ def _child_specs(server_run: ServerRun, proofs: Mapping[str, Proof], address: st
             log=server_run.folder.path / "workers.log",
             patience=server_run.config.worker.patience or inf,
             state=states,
+            log_format=log_format(),
         )
         for workers in assign_processes(server_run.config)
     ]

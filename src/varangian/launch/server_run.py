@@ -56,6 +56,7 @@ from varangian.server.rounds.coordinator import Coordinator
 from varangian.server.rounds.windowed import window_columns
 from varangian.server.rows.source import RowSource
 from varangian.server.training.learner import Learner
+from varangian.structured_logs import about
 from varangian.trackers import Followers, RunFacts, missing_packages
 from varangian.trackers.follower import END, END_AFTER_SIGNAL
 from varangian.weak_methods import weakly
@@ -505,6 +506,7 @@ class ServerRun:
 
     def _record(self, record: RoundRecord) -> None:
         self.rounds += 1
+        about().round = record.round + 1
         self.updates += record.skipped is None
         if record.loss is not None:
             self.scores, self.evaluated = record.scores, self.rounds

@@ -7,12 +7,23 @@ import argparse
 FORK_SERVER = "varangian.launch.fork_server"
 """`start()` of this module is called before the command is imported: both import torch at the same time."""
 FORMATS = ("auto", "rich", "plain", "json")
+LOG_FORMATS = ("text", "json")
 
 
 def add_format(parser: argparse.ArgumentParser) -> None:
     """`--format`: how a command shows what it does."""
     parser.add_argument(
         "--format", choices=FORMATS, default="auto", help="auto: rich on a terminal, plain elsewhere"
+    )
+
+
+def add_log_format(parser: argparse.ArgumentParser) -> None:
+    """`--log-format`: how log lines are written."""
+    parser.add_argument(
+        "--log-format",
+        choices=LOG_FORMATS,
+        help="json: one object for each event, with time, level, event, message, run, round and worker; "
+        "progress, too, unless --format says another; also VARANGIAN_LOG_FORMAT",
     )
 
 

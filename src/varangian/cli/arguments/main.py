@@ -10,7 +10,7 @@ from varangian.cli.arguments import bench as benchmarks
 from varangian.cli.arguments import deploy, durability, enrolment, experiments, members
 from varangian.cli.arguments import graph as graph_arguments
 from varangian.cli.arguments import status as status_arguments
-from varangian.cli.arguments.common import FORK_SERVER, add_format, index
+from varangian.cli.arguments.common import FORK_SERVER, add_format, add_log_format, index
 from varangian.files import expanded
 
 EPILOG = """\
@@ -109,6 +109,7 @@ def _run(parser: argparse.ArgumentParser) -> None:
     )
     durability.add_resume(parser)
     add_format(parser)
+    add_log_format(parser)
 
 
 def _check(parser: argparse.ArgumentParser) -> None:
@@ -129,10 +130,12 @@ def _server(parser: argparse.ArgumentParser) -> None:
     )
     durability.add_resume(parser)
     add_format(parser)
+    add_log_format(parser)
 
 
 def _worker(parser: argparse.ArgumentParser) -> None:
     _settings(parser)
+    add_log_format(parser)
     parser.add_argument("--server", metavar="HOST:PORT", required=True, help="the address of the server")
     _security(parser, "the worker's bundle, or a directory of bundles; needed when the server has one")
     who = parser.add_mutually_exclusive_group()

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from varangian.cli.main import FAILED, INTERRUPTED, OK, CommandError
-from varangian.cli.views.progress import progress
+from varangian.cli.views.progress import progress, view_for
 from varangian.config import RunConfig, advice, load
 from varangian.config.overrides import from_environment
 from varangian.launch import Note, RunError, RunResult, run
@@ -20,6 +20,7 @@ from varangian.launch.checkpoints.resume import RunOver, find_run, resume, setti
 from varangian.launch.checkpoints.resumed import Resumed
 from varangian.registry import ConfigError, Problem
 from varangian.server.participation import DEFAULT, PARTICIPATION
+from varangian.structured_logs import Format, in_format, json_line, log_format
 
 SIGNALLED = 128
 CODES = {"finished": OK, "failed": FAILED, "interrupted": INTERRUPTED}
@@ -27,13 +28,15 @@ CODES = {"finished": OK, "failed": FAILED, "interrupted": INTERRUPTED}
 
 def command(args: argparse.Namespace) -> int:
     """Train with everything on this machine."""
+    form = log_format(args.log_format)
     config, going_on = configuration(args, with_shortcuts(args))
-    warn(config)
+    warn(config, form)
     report = importlib.import_module(args.report) if args.open else None
     if report is not None:
         report.check()
     try:
-        result = run_and_show(config, args.format, going_on)
+        with in_format(form):
+            result = run_and_show(config, view_for(args.format, form), going_on)
     except RunOver as over:
         print(over)
         return OK
@@ -139,6 +142,8 @@ def quote(text: str) -> str:
     return f"'{escaped}'"
 
 
-def warn(config: RunConfig) -> None:
+def warn(config: RunConfig, form: Format) -> None:
+    """Say on standard error what is allowed, but hardly meant."""
     for sentence in advice(config):
-        print(f"warning: {sentence}", file=sys.stderr)
+        line = json_line("warning", "advice", sentence, {}) if form == "json" else f"warning: {sentence}"
+        print(line, file=sys.stderr)

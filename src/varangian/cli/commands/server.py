@@ -14,7 +14,7 @@ from varangian.cli.commands.run import GoingOn, configuration, exit_code, with_s
 from varangian.cli.credentials import SecurityChoice, check, read_choice, warn
 from varangian.cli.main import OK, CommandError, ignore_sigterm
 from varangian.cli.tokens import secret
-from varangian.cli.views.progress import Progress, progress
+from varangian.cli.views.progress import Progress, progress, view_for
 from varangian.config import RunConfig
 from varangian.launch.checkpoints.resume import RunOver, failure
 from varangian.launch.checkpoints.resumed import Resumed
@@ -31,10 +31,12 @@ from varangian.protos.network.descriptors import check_free
 from varangian.registry import ConfigError, Problem
 from varangian.server.identity.sessions import Sessions
 from varangian.server.identity.tls import Security
+from varangian.structured_logs import enter, log_format
 
 
 def command(args: argparse.Namespace) -> int:
     """Serve one run to workers elsewhere."""
+    form = log_format(args.log_format)
     settings = [*with_shortcuts(args), *_bind_settings(args.bind)]
     config, going_on = configuration(args, settings, whole=False)
     if going_on is not None and not args.resume:
@@ -43,10 +45,11 @@ def command(args: argparse.Namespace) -> int:
     check(chosen, config.server.host)
     config = with_identity(config, chosen)
     identity = secret() if chosen.certs is None else _load_security(chosen.certs)
-    log_to_stderr(logging.WARNING)
+    log_to_stderr(logging.WARNING, form)
     warn(chosen, config.server.host)
     try:
-        with progress(args.format, config.rounds, (), declared=config.f) as shown:
+        view = view_for(args.format, form)
+        with progress(view, config.rounds, (), declared=config.f) as shown:
             check_free()
             config, resumed = (config, None) if going_on is None else going_on.resume(config, shown.note)
             try:
@@ -102,6 +105,7 @@ async def _serve(
     check_port(config)
     check_metrics(config, certificates=isinstance(identity, Security))
     server_run = ServerRun.open(config, shown.round, shown.note, resume=resumed)
+    enter(server_run.folder.path.name).round = server_run.machine.state.round
     for sentence in server_run.sentences:
         shown.note(sentence)
     workers = server_run.latest.worker_names

@@ -27,6 +27,7 @@ from varangian.launch.output.logs import log_to_stderr
 from varangian.protos.identity.bundle import CERTIFICATE, Bundle, BundleError, Role
 from varangian.protos.network.address import parse_address
 from varangian.registry import ConfigError, Problem, suggestion
+from varangian.structured_logs import event, log_format
 from varangian.worker.data.partition import Shared
 from varangian.worker.host import host
 from varangian.worker.signals import SIGNALLED
@@ -44,6 +45,7 @@ REMINDER = 60.0
 
 def command(args: argparse.Namespace) -> int:
     """Work for a server elsewhere, until its run is finished."""
+    form = log_format(args.log_format)
     config = load(args.config, args.settings, os.environ, whole=False)
     security = read_choice(args)
     config = with_newcomer(args, config, security.certs)
@@ -56,7 +58,7 @@ def command(args: argparse.Namespace) -> int:
     shown = (
         proofs(chosen, args.server, tokens) if security.certs is None else _bundles(chosen, security.certs)
     )
-    log_to_stderr(logging.INFO)
+    log_to_stderr(logging.INFO, form)
     warn(security, parse_address(args.server)[0])
     threads, one_of, patience = config.worker.threads, args.claim is not None, config.worker.patience
     work = task(config)
@@ -225,7 +227,9 @@ def ask_for_classes(server: str, bundle: Bundle | None, patience: float) -> int 
                 said = f"the server {server} did not answer in {patience:g} s. {found.sentence}"
                 raise CommandError(said) from None
             if waited - reminded >= REMINDER:
-                log.warning("waiting for the server %s. %s", server, found.sentence)
+                log.warning(
+                    "waiting for the server %s. %s", server, found.sentence, extra=event("server_awaited")
+                )
                 reminded = waited
         # Workers that start together should not all ask together.
         time.sleep(STATUS_INTERVAL * random.uniform(0.5, 1.0))

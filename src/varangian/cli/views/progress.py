@@ -9,12 +9,14 @@ from __future__ import annotations
 
 import json
 import sys
-from collections.abc import Callable, Sequence
-from typing import TYPE_CHECKING, Protocol, TextIO
+from collections.abc import Callable, Mapping, Sequence
+from typing import TYPE_CHECKING, Any, Protocol, TextIO
 
 from varangian.cli.views.summary import RunSummary, scores_of, summary_lines
 from varangian.cli.views.terminal import NOTE, printable
+from varangian.launch.output.logs import gap_as_json
 from varangian.launch.output.queued_writer import QueuedWriter, writer
+from varangian.structured_logs import Format, about, json_line
 
 if TYPE_CHECKING:
     from varangian.launch import RunResult
@@ -50,13 +52,15 @@ def progress(
     """The view for `--format`; auto is rich on a terminal and plain elsewhere.
 
     Args:
-        kind: of the view.
+        kind: of the view; `log` is that of `--log-format json`.
         rounds: of the run.
         byzantine: workers that attack, where they are known.
         out: by default standard output.
         declared: the f of the run.
     """
     stream: TextIO = sys.stdout if out is None else out
+    if kind == "log":
+        return Logged(rounds, writer(sys.stderr, "standard error", gap_as_json))
     if kind == "json":
         return Json(output(stream, as_json), output(sys.stderr))
     if kind == "rich" or (kind == "auto" and stream.isatty()):
@@ -79,6 +83,57 @@ def as_json(lost: int) -> str:
 def output(stream: TextIO, gap: Callable[[int], str] | None = as_text) -> QueuedWriter:
     """A stream of this process, written to without waiting for it."""
     return writer(stream, "standard error" if stream is sys.stderr else "standard output", gap)
+
+
+def view_for(kind: str, form: Format) -> str:
+    """The view for `--format`: log lines with `--log-format json`, unless asked for otherwise."""
+    return "log" if kind == "auto" and form == "json" else kind
+
+
+class Logged:
+    """Events as log lines on standard error: rounds, notes and the end. Standard output stays empty."""
+
+    def __init__(self, rounds: int, out: QueuedWriter) -> None:
+        self._rounds, self._out = rounds, out
+        self._run: str | None = None
+        self._round: int | None = None
+
+    def __enter__(self) -> Logged:
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        if any(error):
+            self._out.close()
+
+    def note(self, text: str) -> None:
+        level, bare = ("warning", text[9:]) if text.startswith("warning: ") else ("info", text)
+        self._say(level, "note", printable(bare, NOTE), {"round": self._round})
+
+    def round(self, record: RoundRecord) -> None:
+        self._round = record.round
+        done, skipped = f"round {record.round + 1}/{self._rounds}", record.skipped
+        scores = "  ".join(f"{name} {value}" for name, value in scores_of(record.scores))
+        what = f"no update: {skipped}" if skipped is not None else scores if record.loss is not None else ""
+        facts = {
+            "round": record.round,
+            **{name: getattr(record, name) for name in ("loss", "accuracy", "train_loss", "effective")},
+            "seconds": sum(record.seconds.values()),
+            **{
+                name: getattr(record, name) or None
+                for name in ("missing", "declined", "dropped", "revoked")
+            },
+        }
+        level, name = ("warning", "round_skipped") if skipped is not None else ("info", "round")
+        self._say(level, name, printable(f"{done}  {what}".rstrip(), NOTE), facts)
+
+    def finish(self, result: RunResult) -> None:
+        level = "info" if result.outcome == "finished" else "warning"
+        self._say(level, f"run_{result.outcome}", printable(result.reason, NOTE), result.plain())
+        self._out.close()
+
+    def _say(self, level: str, name: str, message: str, facts: Mapping[str, Any]) -> None:
+        self._run = about().run or self._run  # the end is told outside the tasks of the run
+        self._out.write(json_line(level, name, message, {"run": self._run, **facts}) + "\n")
 
 
 class Json:

@@ -1,17 +1,24 @@
-"""Logging to a file or to standard error without ever waiting for it."""
+"""Logging to a file or to standard error without ever waiting for it.
+
+A program that imports this package keeps its own set-up: the root logger is not touched, and the logger of
+this package has a handler only while a run writes its file.
+"""
 
 from __future__ import annotations
 
 import logging
 import os
 import sys
+import threading
 from collections.abc import Generator
 from contextlib import contextmanager
 from pathlib import Path
 
 from varangian.launch.output.queued_writer import Descriptor, QueuedWriter, Warn, warn_on_stderr, writer
+from varangian.structured_logs import Format, JsonFormatter, json_line, log_format
 
 FORMAT = "%(asctime)s %(process)d %(levelname)s %(name)s: %(message)s"
+OF_PROGRAM = "%(asctime)s %(levelname)s %(message)s"
 
 
 class QueuedHandler(logging.Handler):
@@ -32,38 +39,83 @@ class QueuedHandler(logging.Handler):
         super().close()
 
 
+class _Shared:
+    """The logger of this package while files are written, by one run or by several at the same time."""
+
+    def __init__(self) -> None:
+        self._lock, self._files = threading.Lock(), 0
+        self._before = (logging.NOTSET, True)
+
+    def begin(self, handler: logging.Handler, level: int) -> None:
+        ours = logging.getLogger("varangian")
+        with self._lock:
+            if not self._files:
+                self._before = ours.level, ours.propagate
+            self._files += 1
+            ours.addHandler(handler)
+            ours.setLevel(level)
+            ours.propagate = False
+
+    def end(self, handler: logging.Handler) -> None:
+        ours = logging.getLogger("varangian")
+        with self._lock:
+            self._files -= 1
+            ours.removeHandler(handler)
+            if not self._files:
+                level, ours.propagate = self._before
+                ours.setLevel(level)
+
+
+_shared = _Shared()
+
+
 @contextmanager
-def log_to_file(path: Path, level: int = logging.INFO, warn: Warn = warn_on_stderr) -> Generator[None]:
+def log_to_file(
+    path: Path, level: int = logging.INFO, warn: Warn = warn_on_stderr, form: Format | None = None
+) -> Generator[None]:
     """Append what this package logs to a file instead of showing it: the screen belongs to the progress.
 
-    `warn` is told once when the file cannot be written.
+    Args:
+        path: of the file, in a run folder.
+        level: the least that is written.
+        warn: is told once when the file cannot be written.
+        form: of the lines; by default that of the environment.
     """
-    ours = logging.getLogger("varangian")
-    before = ours.level, ours.propagate
+    form = form or log_format()
     descriptor = _open_for_append(path, warn)
     lines = QueuedWriter(Descriptor(descriptor), str(path), warn)
     handler = QueuedHandler(lines)
-    handler.setFormatter(logging.Formatter(FORMAT))
-    ours.addHandler(handler)
-    ours.setLevel(level)
-    ours.propagate = False
+    handler.setFormatter(JsonFormatter(path.parent.name) if form == "json" else logging.Formatter(FORMAT))
+    _shared.begin(handler, level)
     try:
         yield
     finally:
-        ours.removeHandler(handler)
+        _shared.end(handler)
         if lines.close():
             os.close(descriptor)
         handler.close()
-        ours.setLevel(before[0])
-        ours.propagate = before[1]
 
 
-def log_to_stderr(level: int) -> None:
-    """Log to standard error, for a program of a cluster. An unread one loses its oldest lines."""
-    handler = QueuedHandler(
-        writer(sys.stderr, "standard error", lambda lost: f"... {lost} lines were lost\n")
-    )
-    logging.basicConfig(format="%(asctime)s %(levelname)s %(message)s", level=level, handlers=[handler])
+def log_to_stderr(level: int, form: Format = "text") -> None:
+    """Log to standard error, for a program of a cluster. An unread one loses its oldest lines.
+
+    As JSON all events of this package are shown from `info` on: nothing else tells them there.
+    """
+    handler = QueuedHandler(writer(sys.stderr, "standard error", gap_as_json if form == "json" else _gap))
+    handler.setFormatter(JsonFormatter() if form == "json" else logging.Formatter(OF_PROGRAM))
+    logging.basicConfig(level=level, handlers=[handler])
+    if form == "json":
+        logging.getLogger("varangian").setLevel(min(level, logging.INFO))
+        logging.captureWarnings(True)
+
+
+def gap_as_json(lost: int) -> str:
+    """The line in place of those that were lost."""
+    return json_line("warning", "lines_lost", f"{lost} lines were lost", {"lines": lost}) + "\n"
+
+
+def _gap(lost: int) -> str:
+    return f"... {lost} lines were lost\n"
 
 
 def _open_for_append(path: Path, warn: Warn) -> int:

@@ -26,6 +26,7 @@ from varangian.launch.simulation.virtual_clock import VirtualTime
 from varangian.launch.simulation.workers import SimulatedWorkers
 from varangian.server.observability.record import Observe
 from varangian.server.rows.latest_store import NoRoom
+from varangian.structured_logs import enter
 
 
 @contextmanager
@@ -77,6 +78,7 @@ def run_in_simulation(
 
     async def main() -> RunResult:
         server_run = ServerRun.open(config, observe, note, folder, resume)
+        enter(server_run.folder.path.name).round = server_run.machine.state.round
         with server_run.stop.on_signals(note), closing(server_run):
             for sentence in server_run.sentences:
                 note(sentence)

@@ -21,6 +21,7 @@ from varangian.protos.network.thread_results import result_of
 from varangian.server.rounds.coordinator import Coordinator
 from varangian.server.rounds.pulls import PendingPull
 from varangian.server.training.parameters import Snapshot
+from varangian.structured_logs import event
 from varangian.worker.transport.results import Declined
 
 log = logging.getLogger(__name__)
@@ -200,5 +201,11 @@ class SimulatedWorkers:
         """Tell the server that no vector comes; each reason is logged once."""
         if reason not in self._reasons:
             self._reasons.add(reason)
-            log.warning("%s sends nothing in round %d: %s", worker, round, reason)
+            log.warning(
+                "%s sends nothing in round %d: %s",
+                worker,
+                round,
+                reason,
+                extra=event("declines", worker=worker, round=round),
+            )
         await self._coordinator.decline(worker, round, reason)
