@@ -22,9 +22,10 @@ def trained(started, monkeypatch):
     """A server that has done some rounds with workers in a process of their own."""
     monkeypatch.setenv("VARANGIAN_SECRET", "a secret of sixteen bytes")
 
-    def train(rounds=3, *settings):
+    def train(rounds=3, *settings, options=()):
         settings = [*SETTINGS, *settings]
-        server = Served(started("server", *settings, "--bind", "127.0.0.1:0", "--format", "json"))
+        serve = ["server", *settings, "--bind", "127.0.0.1:0", "--format", "json", *options]
+        server = Served(started(*serve))
         names = [f"--name=w0{i}" for i in range(5)]
         workers = started("worker", *settings, "--server", server.address(), *names)
         for _ in range(rounds):
@@ -64,6 +65,22 @@ def test_sigterm_without_checkpoints_is_exit_code_143(trained, tmp_path):
     server.process.stdout.read()
     assert server.process.wait(PATIENCE) == 128 + signal.SIGTERM
     assert "--resume" not in server.all_said()
+
+
+def test_sigterm_is_exit_code_143_to_an_engine_that_takes_0_for_the_end(trained, tmp_path):
+    server, _ = trained(options=["--until-done"])
+    server.process.send_signal(signal.SIGTERM)
+    server.process.stdout.read()
+    assert server.process.wait(PATIENCE) == 128 + signal.SIGTERM
+    (folder,) = (tmp_path / "runs").iterdir()
+    assert CheckpointFolder(folder).rounds() == [len((folder / "rounds.jsonl").read_text().splitlines())]
+
+
+def test_a_run_that_is_over_is_exit_code_0_whatever_was_asked(trained):
+    server, _ = trained(6, "rounds=5", options=["--until-done"])
+    server.process.send_signal(signal.SIGTERM)
+    server.process.stdout.read()
+    assert server.process.wait(PATIENCE) == 0, server.all_said()
 
 
 @pytest.mark.parametrize("pause", [0.0, 0.01, 0.05])

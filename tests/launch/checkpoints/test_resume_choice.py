@@ -231,6 +231,8 @@ def test_the_newest_run_with_these_settings_and_rounds_left_is_found(run, tmp_pa
     (run / "result.json").write_text(json.dumps({"rounds": 20}))
     FolderLock.take(run, print).release()
     assert find_run(load(None, settings)) is None
+    assert find_run(load(None, settings), over=True) == run
+    assert find_run(other, over=True) is None
     assert find_run(load(None, [*settings, "rounds=30"])) == run
     assert find_run(load(None, [*settings[:-1], "output=/nowhere"])) is None
 

@@ -13,6 +13,7 @@ EMITTERS = {
     "compose": "varangian.deploy.compose",
     "swarm": "varangian.deploy.swarm",
     "slurm": "varangian.deploy.slurm",
+    "kubernetes": "varangian.deploy.kubernetes.render",
 }
 """The engines, with the module that has `render(config, options)` for each."""
 UNITS = {"": 1, "k": 1 << 10, "m": 1 << 20, "g": 1 << 30, "t": 1 << 40}

@@ -129,6 +129,12 @@ def _server(parser: argparse.ArgumentParser) -> None:
         "--output", type=expanded, metavar="DIR", help="the folder of run folders; short for output=..."
     )
     durability.add_resume(parser)
+    parser.add_argument(
+        "--until-done",
+        action="store_true",
+        help="end with 0 only when the run is over, at once if it was, and with 143 after SIGTERM even if "
+        "it can go on: for an engine that takes 0 for the end of the run, as a Job of Kubernetes",
+    )
     add_format(parser)
     add_log_format(parser)
 

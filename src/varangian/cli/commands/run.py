@@ -84,7 +84,8 @@ def configuration(
         if folder is None or args.config is not None:
             found = load(args.config, settings, os.environ, whole=whole)
             anything = not (written or from_environment(os.environ))
-            folder = folder or find_run(found, whatever=anything)
+            over = getattr(args, "until_done", False)
+            folder = folder or find_run(found, whatever=anything, over=over)
             if folder is None:
                 return found, GoingOn(None, args.force)
             if args.config is not None:

@@ -53,7 +53,7 @@ def command(args: argparse.Namespace) -> int:
             check_free()
             config, resumed = (config, None) if going_on is None else going_on.resume(config, shown.note)
             try:
-                result, code = asyncio.run(_serve(config, identity, shown, resumed))
+                result, code = asyncio.run(_serve(config, identity, shown, resumed, args.until_done))
             finally:
                 if resumed is not None:  # also if it could not be opened
                     resumed.lock.release()
@@ -99,9 +99,16 @@ def with_identity(config: RunConfig, chosen: SecurityChoice) -> RunConfig:
 
 
 async def _serve(
-    config: RunConfig, identity: bytes | Security, shown: Progress, resumed: Resumed | None
+    config: RunConfig,
+    identity: bytes | Security,
+    shown: Progress,
+    resumed: Resumed | None,
+    until_done: bool,
 ) -> tuple[RunResult, int]:
-    """The result of the run and the exit code: 0 after SIGTERM, if nothing of the run is lost by it."""
+    """The result of the run and the exit code.
+
+    After SIGTERM it is 0, if nothing of the run is lost by it; with `until_done` only if the run is over.
+    """
     check_port(config)
     check_metrics(config, certificates=isinstance(identity, Security))
     server_run = ServerRun.open(config, shown.round, shown.note, resume=resumed)
@@ -131,7 +138,7 @@ async def _serve(
                 server_run, sessions, ready, security, returns=True, enrolling=enrolling
             )
             result = server_run.result(ended, "varangian server")
-            complete = server_run.can_go_on or result.outcome == "finished"
+            complete = result.outcome == "finished" or (server_run.can_go_on and not until_done)
         ignore_sigterm()  # everything is written
     return result, OK if complete and server_run.stop.signal == signal.SIGTERM else exit_code(result)
 

@@ -60,7 +60,7 @@ def settings_of(
     return load(path, overrides, environ, whole=whole)
 
 
-def find_run(config: RunConfig, *, whatever: bool = False) -> Path | None:
+def find_run(config: RunConfig, *, whatever: bool = False, over: bool = False) -> Path | None:
     """The newest run below `output` that can go on with this configuration; None if there is none.
 
     It has rounds left; or it is the newest, and its server was killed after it had written the result: then
@@ -69,6 +69,7 @@ def find_run(config: RunConfig, *, whatever: bool = False) -> Path | None:
     Args:
         config: whose settings that matter are those of the run.
         whatever: take the newest run with rounds left, whatever its settings are.
+        over: take one without rounds left, too.
     """
     output = user_path(config.output)
     try:
@@ -82,7 +83,7 @@ def find_run(config: RunConfig, *, whatever: bool = False) -> Path | None:
         if (rounds := _rounds_of(path, config, whatever)) is None:
             continue
         # The newest one also if it has none left, and its server was killed before it had ended.
-        if _done(path) < rounds or (newest and not has_ended(path)):
+        if over or _done(path) < rounds or (newest and not has_ended(path)):
             return path
         newest = False
     return None
