@@ -12,12 +12,16 @@ import time
 
 import pytest
 from tests.end_to_end.kit import PATIENCE, SMALL, Served, eventually, session_ends
+from tests.extent import patience
 
 from varangian.cli.main import main
 from varangian.config import load
 from varangian.launch import RunError, run
 
 pytestmark = pytest.mark.slow
+
+DEADLINE = round(min(patience(2), 8))
+"""Seconds for which a round waits for workers that do not come."""
 
 
 @pytest.fixture
@@ -154,7 +158,7 @@ def test_processes_and_simulation_end_with_the_same_digest(carried_out, settings
         [
             *("availability={alternating: {period: 2}}", "workers=8", "server.quorum=4"),
             *("byzantine.attack={alie: {z: 1}}", "byzantine.count=2", "f=1"),
-            *("worker.per_process=8", "server.deadline=2", "rounds=3"),
+            *("worker.per_process=8", f"server.deadline={DEADLINE}", "rounds=3"),
         ],
         pytest.param(
             ["delays={lognormal: {median: 0.05, most: 0.2}}", "server.deadline=60"],
@@ -163,8 +167,8 @@ def test_processes_and_simulation_end_with_the_same_digest(carried_out, settings
         # Always too late.
         pytest.param(
             [
-                *("delays={constant: {step: 3, factor: 2, workers: [0]}}", "worker.per_process=5"),
-                *("server.deadline=2", "rounds=2"),
+                f"delays={{constant: {{step: {1.5 * DEADLINE}, factor: 2, workers: [0]}}}}",
+                *("worker.per_process=5", f"server.deadline={DEADLINE}", "rounds=2"),
             ],
             marks=pytest.mark.exhaustive,
         ),

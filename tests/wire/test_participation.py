@@ -105,9 +105,7 @@ async def test_asap_goes_on_when_a_worker_dies():
         return parameters / 2
 
     names = tuple(f"w{i:02d}" for i in range(8))
-    run = Run(
-        NeighbourhoodSelection(Exponential()), Pushed(), names=names, rounds=6, deadline=2.0, grace=1.0
-    )
+    run = Run(NeighbourhoodSelection(Exponential()), Pushed(), names=names, rounds=6, deadline=60.0)
     async with run.served() as address:
         workers = [run.worked(address, name, compute) for name in names]
         ended = await asyncio.gather(*workers, return_exceptions=True)

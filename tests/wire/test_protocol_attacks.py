@@ -8,6 +8,7 @@ import asyncio
 
 import pytest
 import torch
+from tests.extent import patience
 from tests.wire.kit import LAYOUT, NAMES, PATIENT, Run, gradient, worked
 
 from varangian.aggregators import Median
@@ -213,7 +214,7 @@ async def test_a_lie_about_the_size_is_refused_or_never_read(what, way):
     # No size is sent on a data connection: the server waits for the rest until its idle time-out.
     beside = {"fewer": "IDLE", "more": ""}
     called = {"fewer": "TOO_FEW_BYTES", "more": "TOO_MANY_BYTES"}
-    limits = Limits(idle=0.5, status=0.0, grace=20.0)
+    limits = Limits(idle=patience(0.5), status=0.0, grace=20.0)
     run, found = await attacked(SizeLie(what), way, after=has_ended, limits=limits)
     assert found == {(beside if way == "lane" else called)[what]: ROUNDS}
     unharmed(run)

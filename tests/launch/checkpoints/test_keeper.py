@@ -3,15 +3,20 @@
 import errno
 import json
 import os
+import re
 import shutil
 import threading
 
 import pytest
 import torch
+from tests.extent import patience
 from tests.launch.checkpoints.kit import ORIGIN, record, state
 
 from varangian.launch.output.chain import head_of
 from varangian.state_file import unflatten
+
+SECONDS = re.compile(r"\b\d+ s\b")
+"""How long something has taken, which depends on the machine."""
 
 
 def test_a_checkpoint_has_the_state_and_says_where_it_comes_from(kept):
@@ -136,10 +141,11 @@ def test_rounds_wait_for_the_checkpoint_before(kept, monkeypatch):
         one.keeper.keep(state(round), {})
     one.keeper.wait()
     assert one.folder.rounds() == [6, 4]
-    assert one.notes == [
-        "warning: a checkpoint takes 0 s longer than 2 rounds, which wait for it; "
+    (said,) = one.notes
+    assert SECONDS.sub("N s", said) == (
+        "warning: a checkpoint takes N s longer than 2 rounds, which wait for it; "
         "a larger server.checkpoint.every leaves more time"
-    ]
+    )
 
 
 def test_a_disk_that_hangs_holds_no_run_up(kept, monkeypatch):
@@ -149,13 +155,13 @@ def test_a_disk_that_hangs_holds_no_run_up(kept, monkeypatch):
     for round in (2, 4, 6):
         one.keeper.keep(state(round), {})
     (said,) = one.notes
-    assert said.startswith(
-        "warning: a checkpoint has taken more than 0 s, so that of round 4 is left out; a larger "
+    assert SECONDS.sub("N s", said).startswith(
+        "warning: a checkpoint has taken more than N s, so that of round 4 is left out; a larger "
     )
     go.set()
-    one.keeper.wait(10)
+    one.keeper.wait(patience(60))
     one.keeper.keep(state(8), {})
-    one.keeper.wait(10)
+    one.keeper.wait(patience(60))
     assert one.folder.rounds() == [8, 2]
 
 
