@@ -42,6 +42,8 @@ CONTENT_TYPE = CONTENT_TYPE_PLAIN_0_0_4
 """The type of what `Metrics.exposition` returns."""
 FRESH = 0.5
 """Seconds for which an exposition is used again, however many ask for it."""
+SHARE = 0.02
+"""Of the time of the event loop that expositions may take, so with many workers they are older."""
 WAYS: tuple[Channel, ...] = ("grpc", "data")
 PUSHES: Mapping[tuple[str, ...], float] = {
     **{(outcome, ""): 0.0 for outcome in ("counted", "duplicate", "cut")},
@@ -133,6 +135,7 @@ class Metrics(Collector):
         """The newest values that are in no place but the records of rounds, by metric."""
         self._scores: dict[str, float] = {}
         self._made: tuple[float, bytes] | None = None
+        """The last exposition, and until when it is used again."""
 
     def observe(self, record: RoundRecord) -> None:
         """Take what the record of a round says."""
@@ -158,9 +161,11 @@ class Metrics(Collector):
 
     def exposition(self) -> bytes:
         """All metrics, in the text format of Prometheus, version 0.0.4; at most a moment old."""
-        now = time.monotonic()
-        if self._made is None or now - self._made[0] >= FRESH:
-            self._made = now, generate_latest(self._registry)
+        began = time.monotonic()
+        if self._made is None or began >= self._made[0]:
+            text = generate_latest(self._registry)
+            took = time.monotonic() - began
+            self._made = began + max(FRESH, took / SHARE), text
         return self._made[1]
 
     def collect(self) -> Iterator[Family]:
