@@ -74,7 +74,7 @@ class Batch:
         for index, jobs in enumerate(tasks):
             settings = [dict(job.settings) for job in jobs]
             (path / "tasks" / f"{index}.json").write_text(json.dumps(settings), encoding="utf-8")
-        content = {"varangian": __version__, "engine": engine, "name": name, "tasks": ids}
+        content: dict[str, Any] = {"varangian": __version__, "engine": engine, "name": name, "tasks": ids}
         content["command"] = first.command
         write_atomically(path / "batch.json", json.dumps(content).encode())
         return batch
