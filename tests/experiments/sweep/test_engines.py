@@ -7,6 +7,7 @@ import stat
 
 import pytest
 
+from varangian.api import sweep
 from varangian.cli.main import main
 from varangian.experiments.sweep.engines import runner as running
 from varangian.experiments.sweep.engines import task
@@ -483,3 +484,12 @@ def test_a_dry_run_names_the_engine(tmp_path, capsys, monkeypatch):
     (tmp_path / "g.yaml").write_text("grid: {f: [1]}\n")
     assert main(["sweep", "g.yaml", "--dry-run", "--slurm", "--format=plain"]) == 0
     assert "1 points, 0 of them done, 1 to run in Slurm with 1 job\n" in capsys.readouterr().out
+
+
+def test_programs_name_an_engine_too(small_settings, monkeypatch, tmp_path):
+    monkeypatch.setenv("PATH", str(tmp_path))
+    grid = {"base": {**small_settings, "output": str(tmp_path / "runs")}, "grid": {"f": [1]}}
+    with pytest.raises(ConfigError, match="there is no such engine"):
+        sweep(grid, engine="slum")
+    with pytest.raises(RunError, match="Slurm needs the command sbatch"):
+        sweep(grid, engine="slurm", engine_options="--time=30")
