@@ -40,7 +40,7 @@ RUN python3 -m pip uninstall --yes --quiet --root-user-action=ignore pip setupto
  && useradd --uid 10001 --gid 10001 --home-dir /runs --no-create-home --shell /usr/sbin/nologin varangian \
  && install --directory --owner=10001 --group=10001 /runs \
  && install --directory --owner=10001 --group=10001 --mode=700 \
-    /state /certs /certs/authority /certs/server /certs/honest /certs/byzantine $(seq -f /certs/apart/w%02g 0 31)
+    /state /certs /certs/authority /certs/server /certs/honest /certs/byzantine /certs/monitor $(seq -f /certs/apart/w%02g 0 31)
 # Two copies for the same reason: the large one is the same for every commit.
 COPY --from=dependencies /opt/varangian /opt/varangian
 COPY --from=build /installed/opt/varangian /opt/varangian

@@ -8,6 +8,7 @@ import subprocess
 import time
 
 import pytest
+import yaml
 
 from varangian.cli.arguments.main import parse
 from varangian.cli.commands.provision import provide
@@ -19,6 +20,7 @@ from varangian.registry import ConfigError
 
 ROOT = pathlib.Path(__file__).parents[2]
 NAMES = ("certs", "server", "worker", "byzantine", "worker-gpu")
+OBSERVING = ("prometheus", "grafana")
 TRAINING = ("server", "worker", "byzantine", "worker-gpu")
 REPLICATED = ("worker", "byzantine", "worker-gpu")
 STATES = {
@@ -42,7 +44,7 @@ def test_these_are_the_services(compose):
     replicated = [
         name for name, service in compose.services.items() if "replicas" in service.get("deploy", {})
     ]
-    assert tuple(compose.services) == NAMES
+    assert tuple(compose.services) == (*NAMES, *OBSERVING)
     assert tuple(replicated) == REPLICATED
 
 
@@ -76,7 +78,9 @@ def test_nobody_sees_the_keys_of_others(compose):
         "worker-gpu": {"honest-certs", "honest-states"},
     }
     keys = {volume for volume in set().union(*seen.values()) if volume.endswith("certs")}
-    assert set(mounts(compose, "certs")) == {"authority"} | keys
+    assert set(mounts(compose, "certs")) == {"authority", "monitor-certs"} | keys
+    assert {name for name in mounts(compose, "prometheus") if "certs" in name} == {"monitor-certs"}
+    assert not [name for name in mounts(compose, "grafana") if "certs" in name]
 
 
 def test_what_crashes_goes_on(compose, apart):
@@ -173,9 +177,10 @@ def test_certificates_are_made_where_the_volumes_are(compose, provided):
     found = {name: sorted(os.listdir(place)) for name, place in volumes.items()}
     assert found == {
         "authority": ["cert.pem", "issued", "key.pem", "revoked"],
-        "server-certs": ["secret", "server"],
+        "server-certs": ["metrics-token", "secret", "server"],
         "honest-certs": ["tokens", "w00", "w01", "w02"],
         "byzantine-certs": ["tokens", "w03"],
+        "monitor-certs": ["ca.pem", "metrics-token"],
     }
     assert {"server", "a.b"} <= set(Bundle.load(folder / "server" / "server", Role.SERVER).hosts)
 
@@ -240,9 +245,35 @@ def test_a_container_has_no_more_than_it_needs(compose, name):
     assert service.get("network_mode", "none") == "none"
 
 
+@pytest.mark.parametrize("name", OBSERVING)
+def test_what_observes_has_no_more_than_it_needs(compose, name):
+    service = compose.services[name]
+    assert service["profiles"] == ["observe"]
+    assert (service["read_only"], service["cap_drop"]) == (True, ["ALL"])
+    assert service["security_opt"] == ["no-new-privileges:true"]
+    assert {"pids_limit", "mem_limit", "cpus", "logging"} <= service.keys()
+    for mount in service["volumes"]:
+        if mount.startswith("./"):
+            assert mount.endswith(":ro")
+            assert (ROOT / mount.partition(":")[0]).exists()
+
+
+def test_prometheus_asks_the_server_with_its_token(compose):
+    settings = compose.settings("server")
+    (job,) = yaml.safe_load((ROOT / "examples/observe/compose/prometheus.yml").read_text())[
+        "scrape_configs"
+    ]
+    assert job["static_configs"] == [{"targets": [f"server:{settings['VARANGIAN__SERVER__METRICS_PORT']}"]}]
+    assert job["scheme"] == "https"
+    assert job["tls_config"] == {"ca_file": "/certs/ca.pem", "server_name": "server"}
+    assert job["authorization"] == {"credentials_file": "/certs/metrics-token"}
+    assert mounts(compose, "prometheus")["monitor-certs"] == "/certs"
+
+
 def test_every_volume_is_declared(compose):
     mounts = [mount for service in compose.services.values() for mount in service.get("volumes", [])]
-    assert {mount.partition(":")[0] for mount in mounts} == compose.content["volumes"].keys()
+    named = {mount.partition(":")[0] for mount in mounts if not mount.startswith("./")}
+    assert named == compose.content["volumes"].keys()
 
 
 def test_every_variable_is_documented_at_its_default(compose):
@@ -281,7 +312,12 @@ def test_the_command_is_understood(compose, name, environment):
 def test_all_containers_have_one_configuration(compose):
     certs, server, worker, byzantine, gpu = map(compose.settings, NAMES)
     assert certs == worker
-    assert server.items() - worker.items() == {("VARANGIAN_SECRET_FILE", "/certs/secret")}
+    assert server.items() - worker.items() == {
+        ("VARANGIAN_SECRET_FILE", "/certs/secret"),
+        ("VARANGIAN__SERVER__METRICS_PORT", "9464"),
+        ("VARANGIAN__SERVER__METRICS_HOST", "0.0.0.0"),
+        ("VARANGIAN__SERVER__METRICS_TOKEN", "/certs/metrics-token"),
+    }
     assert byzantine.items() - worker.items() == {("VARANGIAN__BYZANTINE__ATTACK", "sign_flip")}
     assert gpu.items() - worker.items() == {("VARANGIAN__WORKER__DEVICE", "cuda")}
 

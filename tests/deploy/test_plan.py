@@ -117,9 +117,12 @@ def test_the_plan_of_a_run():
 
 
 def test_ports_are_those_of_the_settings_where_they_are_numbers():
-    config = load(None, ["server.port=6000", "server.data_port=null", "server.enrol_port=6001"])
+    config = load(
+        None,
+        ["server.port=6000", "server.data_port=null", "server.enrol_port=6001", "server.metrics_port=0"],
+    )
     plan = make_plan(config)
-    assert plan.server.ports == (Port("grpc", 6000), Port("enrol", 6001))
+    assert plan.server.ports == (Port("grpc", 6000), Port("enrol", 6001), Port("metrics", 9464))
     assert "0.0.0.0:6000" in plan.server.argv
     assert "server:6000" in plan.workers[0].argv
     assert plan.server.environment["VARANGIAN__SERVER__DATA_PORT"] == "null"

@@ -13,7 +13,18 @@ from varangian.config import RunConfig
 from varangian.config.overrides import PREFIX
 from varangian.config.yaml_text import dump_line
 from varangian.deploy.emitter import File, Options, comment
-from varangian.deploy.plan import GIB, RUN, Places, Plan, Resources, Task, attack_text, changes, data_port
+from varangian.deploy.plan import (
+    GIB,
+    METRICS_PORT,
+    RUN,
+    Places,
+    Plan,
+    Resources,
+    Task,
+    attack_text,
+    changes,
+    data_port,
+)
 from varangian.registry import ConfigError, Problem
 
 FILE = "docker-compose.yml"
@@ -129,6 +140,8 @@ class _Compose:
             yield from self.workers(self.plan.of("byzantine")[0], "byzantine", self.byzantine)
         if self.variables:
             yield from self.workers(self.plan.of("worker")[0], "gpu", self.honest)
+            yield from OBSERVE.splitlines()
+            yield ""
         yield "volumes:"
         yield from (f"  {name}: {{}}" for name in self.volumes())
 
@@ -212,6 +225,7 @@ class _Compose:
         yield "    volumes:"
         mounts = ["authority:/certs/authority", "server-certs:/certs/server", "honest-certs:/certs/honest"]
         mounts += ["byzantine-certs:/certs/byzantine"] if self.byzantine else []
+        mounts += ["monitor-certs:/certs/monitor"] if self.variables else []
         yield from (f"      - {mount}" for mount in [*mounts, *self.mount])
         yield ""
 
@@ -229,6 +243,10 @@ class _Compose:
         yield "    environment:"
         yield "      <<: *settings"
         yield "      VARANGIAN_SECRET_FILE: /certs/secret"
+        if self.variables:
+            yield f'      {PREFIX}SERVER__METRICS_PORT: "{METRICS_PORT}"'
+            yield f"      {PREFIX}SERVER__METRICS_HOST: {self.plan.places.bind}"
+            yield f"      {PREFIX}SERVER__METRICS_TOKEN: /certs/metrics-token"
         yield f"    mem_limit: ${{SERVER_MEMORY:-{memory(server)}}}"
         yield f"    cpus: ${{SERVER_CPUS:-{server.cpus:.1f}}}"
         yield f"    ports: [{', '.join(map(_quoted, ports))}]"
@@ -289,12 +307,9 @@ class _Compose:
 
     def volumes(self) -> list[str]:
         kinds = ["honest", "byzantine"] if self.byzantine else ["honest"]
-        return [
-            "runs",
-            "authority",
-            "server-certs",
-            *(f"{k}-{what}" for k in kinds for what in ("certs", "states")),
-        ]
+        of_workers = [f"{kind}-{what}" for kind in kinds for what in ("certs", "states")]
+        observing = ["monitor-certs", "prometheus"] if self.variables else []
+        return ["runs", "authority", "server-certs", *of_workers, *observing]
 
 
 def _quoted(text: str) -> str:
@@ -361,6 +376,75 @@ GPU = """\
 #
 # With WORKERS=0 and the profile `gpu`, GPU_WORKERS honest workers compute on the GPUs of this machine, by
 # way of the container toolkit of NVIDIA.
+"""
+
+OBSERVE = """\
+  # The profile `observe`: Prometheus at 127.0.0.1:9090 with alert rules, and Grafana at 127.0.0.1:3000 with
+  # a dashboard, for everybody on this machine to look at and nobody to change. The images are of others.
+  prometheus:
+    image: ${PROMETHEUS_IMAGE:-prom/prometheus:v3.5.0}
+    profiles: [observe]
+    # The user of the image of Varangian, who may read the token, in the group of this image, who may write.
+    user: "10001:65534"
+    command:
+      - --config.file=/etc/prometheus/prometheus.yml
+      - --storage.tsdb.path=/prometheus
+      - --storage.tsdb.retention.time=30d
+    volumes:
+      - ./examples/observe/compose/prometheus.yml:/etc/prometheus/prometheus.yml:ro
+      - ./examples/observe/alerts.yml:/etc/prometheus/alerts.yml:ro
+      - monitor-certs:/certs:ro
+      - prometheus:/prometheus
+    ports: ["127.0.0.1:${PROMETHEUS_PORT:-9090}:9090"]
+    depends_on:
+      certs: {condition: service_completed_successfully}
+    healthcheck:
+      test: ["CMD", "wget", "--quiet", "--spider", "http://127.0.0.1:9090/-/ready"]
+      interval: 5s
+      timeout: 10s
+      retries: 12
+    read_only: true
+    tmpfs: [/tmp]
+    cap_drop: [ALL]
+    security_opt: ["no-new-privileges:true"]
+    pids_limit: 256
+    mem_limit: 1g
+    cpus: 1.0
+    restart: ${RESTART:-on-failure:5}
+    stop_grace_period: 20s
+    logging:
+      driver: json-file
+      options: {max-size: 10m, max-file: "3"}
+
+  grafana:
+    image: ${GRAFANA_IMAGE:-grafana/grafana:12.1.0}
+    profiles: [observe]
+    environment:
+      PROMETHEUS_URL: http://prometheus:9090
+      GF_AUTH_ANONYMOUS_ENABLED: "true"
+      GF_AUTH_ANONYMOUS_ORG_ROLE: Viewer
+      GF_AUTH_DISABLE_LOGIN_FORM: "true"
+      GF_AUTH_BASIC_ENABLED: "false"
+      GF_ANALYTICS_REPORTING_ENABLED: "false"
+      GF_ANALYTICS_CHECK_FOR_UPDATES: "false"
+    volumes:
+      - ./examples/observe/grafana/provisioning:/etc/grafana/provisioning:ro
+      - ./examples/observe/grafana/dashboards:/etc/grafana/dashboards:ro
+    ports: ["127.0.0.1:${GRAFANA_PORT:-3000}:3000"]
+    depends_on:
+      prometheus: {condition: service_healthy}
+    read_only: true
+    tmpfs: [/tmp, "/var/lib/grafana:mode=1777", "/var/log/grafana:mode=1777"]
+    cap_drop: [ALL]
+    security_opt: ["no-new-privileges:true"]
+    pids_limit: 256
+    mem_limit: 512m
+    cpus: 1.0
+    restart: ${RESTART:-on-failure:5}
+    stop_grace_period: 20s
+    logging:
+      driver: json-file
+      options: {max-size: 10m, max-file: "3"}
 """
 
 BUILD = f"""\

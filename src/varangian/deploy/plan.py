@@ -21,7 +21,7 @@ TaskRole: TypeAlias = Literal["certs", "server", "worker", "byzantine"]
 
 RUN = "run.yaml"
 """The file of a plan that has the settings of the run."""
-PORT, DATA_PORT = 50051, 50052
+PORT, DATA_PORT, METRICS_PORT = 50051, 50052, 9464
 """Ports of the server where the settings take any free one: other machines must be told a number."""
 SHUTDOWN = 15
 """Seconds that a server needs, beside `server.stop_grace`, to write everything and end."""
@@ -181,6 +181,7 @@ def make_plan(
         argv=(
             *("varangian", "server", places.config, "--resume", "--bind", f"{places.bind}:{port}"),
             *("--output", places.runs, f"server.heartbeat={places.heartbeat}"),
+            *(() if config.server.metrics_port is None else _metrics(config, places)),
         ),
         environment=common,
         files=(RUN,),
@@ -223,13 +224,23 @@ def data_port(config: RunConfig) -> int | None:
     return DATA_PORT if config.server.data_port == 0 else config.server.data_port
 
 
+def metrics_port(config: RunConfig) -> int | None:
+    """The same of metrics."""
+    return METRICS_PORT if config.server.metrics_port == 0 else config.server.metrics_port
+
+
+def _metrics(config: RunConfig, places: Places) -> tuple[str, str]:
+    """The server of a task shows metrics beyond its machine, to whoever has a certificate for it."""
+    return f"server.metrics_port={metrics_port(config)}", f"server.metrics_host={places.bind}"
+
+
 def _ports(config: RunConfig, port: int) -> tuple[Port, ...]:
     server = config.server
     found: list[tuple[Literal["grpc", "data", "enrol", "metrics"], int | None]] = [
         ("grpc", port),
         ("data", data_port(config)),
         ("enrol", server.enrol_port),
-        ("metrics", server.metrics_port),
+        ("metrics", metrics_port(config)),
     ]
     return tuple(Port(name, number) for name, number in found if number)
 

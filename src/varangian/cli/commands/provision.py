@@ -3,6 +3,7 @@
 DIR/authority   the authority
 DIR/server      the server's bundle, and the secret that tokens are made with
 DIR/honest      bundles and tokens of the honest workers
+DIR/monitor     the token of the metrics port, and the certificate of the authority to check the server by
 DIR/byzantine   bundles and tokens of the Byzantine workers
 DIR/apart/w00   with --apart, in the place of DIR/honest: bundle and token of one honest worker
 
@@ -15,19 +16,23 @@ from __future__ import annotations
 import argparse
 import os
 import re
+import secrets
 from pathlib import Path
 
 from varangian.cli.commands.certs import command_errors, init, issue, parse_hosts
 from varangian.cli.main import OK, CommandError
 from varangian.cli.tokens import read_or_make_secret, write_tokens
 from varangian.config import load
-from varangian.pki.authority import SERVER, Authority
-from varangian.protos.identity.bundle import Bundle, BundleError, Role
+from varangian.files import write_atomically
+from varangian.pki.authority import PRIVATE, SERVER, Authority
+from varangian.protos.identity.bundle import CA, Bundle, BundleError, Role
 from varangian.protos.identity.revocation import fingerprint
 
 DAYS, AUTHORITY_DAYS = 30.0, 1825.0
 BETWEEN = re.compile(r"[\s,]+")
 """Separators of hosts."""
+METRICS_TOKEN = "metrics-token"
+"""The file of the token, at the server and at whoever collects metrics."""
 
 
 def command(args: argparse.Namespace) -> int:
@@ -62,6 +67,19 @@ def provide(args: argparse.Namespace) -> None:
     key = read_or_make_secret(path / SERVER / "secret")
     for folder, names in folders.items():
         write_tokens(names, key, path / folder / "tokens")
+    _provide_monitor(path)
+
+
+def _provide_monitor(path: Path) -> None:
+    """What whoever collects metrics needs; a copy of the token is at the server, which compares it."""
+    token = path / SERVER / METRICS_TOKEN
+    if not token.exists():
+        write_atomically(token, secrets.token_hex(32).encode() + b"\n", PRIVATE)
+        print(f"made the token of the metrics port in {token}")
+    monitor = path / "monitor"
+    monitor.mkdir(parents=True, exist_ok=True)
+    write_atomically(monitor / METRICS_TOKEN, token.read_bytes(), PRIVATE)
+    write_atomically(monitor / CA, (path / SERVER / SERVER / CA).read_bytes(), PRIVATE)
 
 
 def _revoked(authority: Authority, bundle: Path) -> bool:
