@@ -75,7 +75,7 @@ def test_an_address_is_asked_with_its_token(varangian, page, tmp_path):
     code, out, _ = varangian("status", "--url", url, "--format", "plain")
     assert code == 0
     assert "\\x1b[2Jrun: running" in out
-    assert "w01      absent              dropped in round 2" in out
+    assert "w01      absent              dropped in round 1" in out
     assert "refused: AGE 2" in out
     (tmp_path / "token").write_text("0123456789abcdef\n")
     (tmp_path / "token").chmod(0o600)

@@ -46,6 +46,7 @@ function bytes(count) {
   return `${place ? count.toPrecision(3) : count} ${units[place]}`;
 }
 const whole = (number) => number.toLocaleString("en").replaceAll(",", " ");
+const percent = (share) => `${Math.abs(share) < 0.0005 ? "0.0" : (100 * share).toFixed(1)} %`;
 const isShare = (name) => name.includes("accuracy");
 function score(name, value) {
   if (isShare(name)) return `${(100 * value).toFixed(1)} %`;
@@ -135,7 +136,7 @@ function point(one, clientX) {
   const round = one.first + ((inside - one.left) / (one.width - one.left - one.right)) * (one.final - one.first);
   const nearest = (points) => points.reduce((best, p) => (Math.abs(p[0] - round) < Math.abs(best[0] - round) ? p : best));
   const at = nearest(one.series[0].points)[0];
-  one.tip.replaceChildren(make("div", { class: "soft" }, `round ${whole(at + 1)}`), ...one.series.map((series) => {
+  one.tip.replaceChildren(make("div", { class: "soft" }, `round ${whole(at)}`), ...one.series.map((series) => {
     const [, value] = nearest(series.points);
     return make("div", {}, `${series.label || one.title} `, make("b", {}, score(series.name, value)));
   }));
@@ -218,13 +219,13 @@ function worker(one, state, equal) {
   status.className = `dot ${one.state}`;
   put(status, one.state ? one.state + answer : "");
   outcome.replaceChildren(one.outcome ? make("span", { class: `kind ${one.outcome}` }, WORDS[one.outcome] || one.outcome) : make("span", { class: "soft" }, "nothing yet"));
-  if (one.outcome && one.outcome_round !== null) outcome.append(make("span", { class: "soft" }, ` in round ${whole(one.outcome_round + 1)}`));
+  if (one.outcome && one.outcome_round !== null) outcome.append(make("span", { class: "soft" }, ` in round ${whole(one.outcome_round)}`));
   put(reason, one.reason);
   put(seen, one.seen_seconds === null ? "" : one.seen_seconds < 2 ? "now" : `${duration(one.seen_seconds)} ago`);
   put(age, one.age === null ? "" : String(one.age));
   const weights = one.weights.filter((cell) => typeof cell === "number");
   const mean = weights.length ? weights.reduce((a, b) => a + b, 0) / weights.length : null;
-  put(share, mean === null ? "" : `${(100 * mean).toFixed(1)} %`);
+  put(share, mean === null ? "" : percent(mean));
   put(until, one.certificate_expires === null ? "" : new Date(one.certificate_expires * 1000).toISOString().slice(0, 10));
   const [count, paths] = strip(one, state, equal);
   row.svg.setAttribute("viewBox", `0 0 ${count} 1`);

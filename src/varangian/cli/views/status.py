@@ -119,7 +119,7 @@ def _cells(worker: Mapping[str, Any], state: Mapping[str, Any]) -> Sequence[str]
     """The cells of a worker; empty where nothing is known."""
     outcome = _text(worker["outcome"])
     if outcome and worker.get("outcome_round") is not None:
-        outcome = f"{outcome} in round {worker['outcome_round'] + 1}"
+        outcome = f"{outcome} in round {worker['outcome_round']}"
     answer = _text(worker.get("answer", ""))
     status = _text(worker.get("state", ""))
     weights = [cell for cell in worker.get("weights", ()) if isinstance(cell, int | float)]
@@ -129,7 +129,7 @@ def _cells(worker: Mapping[str, Any], state: Mapping[str, Any]) -> Sequence[str]
         name,
         f"{status}, {answer}" if status and answer else status,
         outcome,
-        f"{100 * sum(weights) / len(weights):.1f} %" if weights else "",
+        _percent(sum(weights) / len(weights)) if weights else "",
         "" if seen is None else "now" if seen < 2 else f"{_duration(seen)} ago",
         "" if ends is None else time.strftime("%Y-%m-%d", time.gmtime(ends)),
         _text(worker.get("reason", "")),
@@ -152,6 +152,10 @@ def _bar(cell: Any, equal: float) -> str:
         return NO_VECTOR.get(cell, "-")
     share = max(0.0, cell / equal / FULL)
     return BARS[min(len(BARS) - 1, int(share * len(BARS)))]
+
+
+def _percent(share: float) -> str:
+    return f"{0.0 if abs(share) < 0.0005 else 100 * share:.1f} %"
 
 
 def _score(name: str, value: float) -> str:

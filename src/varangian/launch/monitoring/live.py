@@ -113,7 +113,7 @@ class LiveView:
                 else "connected"
                 if name in connected
                 else "absent",
-                "answer": answer.get(name, ""),
+                "answer": answer.get(name, "") if name in connected else "",
                 "seen_seconds": round(silences[name]) if name in silences else None,
                 "certificate_expires": ends.get(name),
                 "byzantine": name in self._attackers,
