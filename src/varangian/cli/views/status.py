@@ -43,7 +43,7 @@ def plain_lines(state: Mapping[str, Any]) -> Iterator[str]:
         yield ""
         lines = [[row[place] or "-" for place in kept] for row in [heads, *rows]]
         yield from (line for line in align(lines))
-    if state["workers_total"] > len(rows):
+    if 0 < len(rows) < state["workers_total"]:
         yield f"{state['workers_total'] - len(rows)} more workers"
     if state.get("refusals"):
         counts = ", ".join(f"{_text(code)} {count}" for code, count in state["refusals"].items())
@@ -89,7 +89,7 @@ def rich_view(state: Mapping[str, Any]) -> RenderableType:
             shown = [Text(cells[place], styles.get(place, "")) for place in kept]
             table.add_row(*shown, *([Text(strip, "blue")] if any(strips) else []))
         parts += [Text(""), table]
-    if state["workers_total"] > len(rows):
+    if 0 < len(rows) < state["workers_total"]:
         parts.append(Text(f"{state['workers_total'] - len(rows)} more workers", "dim"))
     if state.get("refusals"):
         counts = ", ".join(f"{_text(code)} {count}" for code, count in state["refusals"].items())
