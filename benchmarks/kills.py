@@ -4,6 +4,7 @@
     python benchmarks/kills.py --who worker --participation fedlaavg --model large --times 50
     python benchmarks/kills.py --who group --times 20
     python benchmarks/kills.py --who worker --attack replay --times 20
+    python benchmarks/kills.py --at-end --rounds 30 --times 20
     python benchmarks/kills.py --inside
     python benchmarks/kills.py --sigterm 50
 
@@ -14,9 +15,10 @@ all of its children. The rounds of a run without interruption come from a simula
 itself: the digests of the parameters of all rounds up to the next kill, also of those that are done twice,
 and in the end the digest of the result.
 
-`--inside` kills the server inside the writing of checkpoints instead: at the first call of the system for
-one, at the second, and so on, also in the middle of a piece of data. `--sigterm` asks the server to stop:
-it should exit with code 0, and leave a checkpoint of as many rounds as are on record.
+`--at-end` kills the server once in each run, in the second after its last round: workers may have heard of
+the end by then, and left. `--inside` kills it inside the writing of checkpoints: at the first call of the
+system for one, at the second, and so on, also in the middle of a piece of data. `--sigterm` asks the server
+to stop: it should exit with code 0, and leave a checkpoint of as many rounds as are on record.
 
 A run that has ended before enough kills is followed by another one with another seed.
 """
@@ -109,6 +111,7 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--seed", type=int, default=1, help="of the run, and of the moments")
     parser.add_argument("--rounds", type=int, help="of each run, in place of those of the model")
     parser.add_argument("--inside", action="store_true", help="kill inside the writing of checkpoints")
+    parser.add_argument("--at-end", action="store_true", help="kill only after the last round")
     parser.add_argument("--sigterm", type=int, metavar="N", help="ask the server to stop so often instead")
     parser.add_argument("--json", type=Path, metavar="FILE", help="write the results here, too")
     parser.add_argument("--keep", type=Path, metavar="DIR", help="keep the runs here")
@@ -231,7 +234,9 @@ class Run:
         self._judged = 0
         """Lines of the record that were looked at."""
         self._over = False
-        """Whether the server was killed after the result: workers may not have heard of the end."""
+        """Whether the server was killed after it had said that it ended."""
+        self._late: str | None = None
+        """The worker that was killed after the last round, and finds no server any more."""
 
     def kills(self, most: int) -> Iterator[dict[str, Any]]:
         """Kill until the run has ended, or that often; then let it end."""
@@ -279,8 +284,9 @@ class Run:
         if not self._wait():
             return None
         victim.kill()
-        self._over = victim is programs.server and programs.has_result()
+        self._over = victim is programs.server and programs.has_ended()
         at = programs.count()
+        self._late = victim.name if victim is not programs.server and at >= self._rounds else None
         if self._over:
             return {"kill": number, "victim": victim.name, "lines": at, "seconds": None, "problems": []}
         victim.start()
@@ -338,7 +344,12 @@ class Run:
         any moment after the start, when there may be none yet.
         """
         programs = self._programs
-        if self._chance.random() < 0.75:
+        if self._args.at_end:
+            while programs.count() < self._rounds:
+                if not programs.until_lines(programs.count(), PATIENCE):
+                    return False
+            time.sleep(self._chance.random())
+        elif self._chance.random() < 0.75:
             if not programs.until_lines(programs.count(), PATIENCE):
                 return False
             time.sleep(2 * self._every * self._pace * self._chance.random())
@@ -349,7 +360,9 @@ class Run:
     def _unasked(self) -> list[str]:
         """Programs that ended by themselves before the run had."""
         found = []
-        for worker in () if self._over else self._programs.workers.values():
+        for worker in self._programs.workers.values():
+            if worker.name == self._late:
+                continue
             try:
                 code = worker.wait(IN_TIME)
             except subprocess.TimeoutExpired:

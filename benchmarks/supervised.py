@@ -19,6 +19,10 @@ from pathlib import Path
 from typing import Any
 
 ROOT = Path(__file__).parents[1]
+sys.path.insert(0, str(ROOT / "src"))
+
+from varangian.launch.checkpoints.lock import has_ended  # noqa: E402
+
 SECRET = "a secret of a measurement"
 LOOK = 0.01
 """Seconds between two looks at what a program has done."""
@@ -158,10 +162,10 @@ class Supervised:
         found: dict[str, Any] = json.loads((run / "result.json").read_text())
         return found
 
-    def has_result(self) -> bool:
-        """Whether the run has written its result."""
+    def has_ended(self) -> bool:
+        """Whether the server has said that it ended: its result is written, and workers were told."""
         run = self.run
-        return run is not None and (run / "result.json").exists()
+        return run is not None and (run / "result.json").exists() and has_ended(run)
 
     def until_lines(self, count: int, seconds: float) -> bool:
         """Wait for more lines of the record than this; False if the server ends before.

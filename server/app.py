@@ -31,6 +31,7 @@ from varangian.server.identity.tls import Security
 from varangian.server.limits.limits import DEFAULT_LIMITS, Limits
 from varangian.server.observability.traffic import Traffic
 from varangian.server.process import frozen_garbage_collector
+from varangian.server.protocol.resumption import REJOIN
 from varangian.server.transport.administration import MemberDesk
 from varangian.server.transport.enrolment import EnrolmentPort
 from varangian.server.transport.grpc_server import CallHandlers, bind, options
@@ -170,7 +171,7 @@ async def serve(
             with frozen_garbage_collector():
                 reason = await coordinator.run(stop, grace)
         if not leaving():
-            await service.farewell()
+            await service.farewell(REJOIN if coordinator.began_at_the_end else None)
         return reason
 
 

@@ -84,6 +84,10 @@ class Keeper(Protocol):
         """
         ...
 
+    def wait(self) -> None:
+        """Wait until the states that were handed over are written, or have failed. Called in any thread."""
+        ...
+
 
 class Checkpointing:
     """The states of one run that its keeper is given, and the one that it goes on from.
@@ -146,13 +150,22 @@ class Checkpointing:
     def note(self, record: RoundRecord) -> bool:
         """Note the record of a round, and say whether the state after it is to be kept now."""
         following = record.round + 1
-        if self.keeper is None or not self.keeper.due(following, record):
+        if self.keeper is None:
+            return False
+        due = self.keeper.due(following, record)
+        # Workers elsewhere leave when they hear of the end, so it has to be on the disk before that.
+        if not (due or (self.at_the_end and not self.connected)):
             return False
         if self.connected:
             self.due = True
             return False
         # Rounds that are skipped may end at once: then the open one is later, and has no record before it.
         return self.state.round == following
+
+    @property
+    def at_the_end(self) -> bool:
+        """Whether all rounds of the run are done."""
+        return self._machine.state.round >= self._machine.policy.rounds
 
     @property
     def state(self) -> RunState:

@@ -210,6 +210,8 @@ class Coordinator:
         self._grace_lasts = self._stopped = False
         self._closing: int | None = None
         """The round that was open when a stop came."""
+        self._end_is_kept = keeper is None or connected
+        """Whether workers may hear of the end: a server that goes on after it needs none of them."""
         self._model = LatestValue(Snapshot.of(learner.version, machine.state.round), clock)
         self.pulls = Pulls(machine, weakly(self._handle), self._model, clock, places_last)
 
@@ -389,6 +391,11 @@ class Coordinator:
         return self._machine.state.first
 
     @property
+    def began_at_the_end(self) -> bool:
+        """Whether this server has nothing to do but to tell workers that the run is finished."""
+        return self.first >= self.rounds
+
+    @property
     def rounds(self) -> int:
         """The number of rounds of the run if it is not stopped."""
         return self._machine.policy.rounds
@@ -417,18 +424,35 @@ class Coordinator:
         stopping = asyncio.create_task(stop.wait())
         stopping.add_done_callback(lambda _: self._wake())
         try:
-            while (reason := await self._round(stop)) is None:
-                pass
+            reason = self._machine.state.reason if self.began_at_the_end else None
+            while reason is None:
+                reason = await self._round(stop)
+            await self._announce_end()
             if self._stopped and not self.checkpointing.connected:
                 await self.keep()
             return reason
         except BaseException as error:
+            self._end_is_kept = True
             self._handle(Stop(f"the server ended on an error ({type(error).__name__})", self._now()))
+            self._publish()
             raise
         finally:
             self._idle.set()
             stopping.cancel()
             self._compute.close()
+
+    async def _announce_end(self) -> None:
+        """Let workers hear that all rounds are done, once the state after them is on the disk.
+
+        They leave then. Another server that goes on after a crash would wait for them in vain if it had to
+        do rounds again.
+        """
+        if self._end_is_kept or not self.checkpointing.at_the_end:
+            return
+        if not self.began_at_the_end and self.checkpointing.keeper is not None:
+            await self._compute.run(self.checkpointing.keeper.wait)
+        self._end_is_kept = True
+        self._publish()
 
     async def _round(self, stop: asyncio.Event) -> str | None:
         """One round, from its invitations to its record; returns why the run has ended, if it has."""
@@ -670,6 +694,8 @@ class Coordinator:
         state = self._machine.state
         self.checkpointing.note_open()
         finished = state.phase is Phase.FINISHED
+        if finished and not self._end_is_kept and self.checkpointing.at_the_end:
+            return  # until `_announce_end`
         latest = replace(self._model.latest, round=state.round, finished=finished, reason=state.reason)
         self._model.publish(latest)
         if finished:

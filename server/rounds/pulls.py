@@ -174,7 +174,7 @@ class Pulls:
             pending.set_answer(self._farewell(worker))
             return pending
         refusal = self._handle(Ready(worker, after + 1, self._clock.now()))
-        if refusal is Refusal.FINISHED:
+        if refusal is Refusal.FINISHED and self._model.latest.finished:
             pending.set_answer(self._model.latest)
         elif refusal is Refusal.UNKNOWN_WORKER:
             self._asked[worker] = after + 1

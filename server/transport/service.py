@@ -378,11 +378,18 @@ class Service:
         """A refusal that depends on the round."""
         return Refused(refusal, f"The server is in round {self._coordinator.round}.")
 
-    async def farewell(self) -> None:
-        """Wait until everyone who is there has heard that the run is finished, but not for ever."""
+    async def farewell(self, rejoin: float | None = None) -> None:
+        """Wait until everyone who is there has heard that the run is finished, but not for ever.
+
+        Args:
+            rejoin: seconds for all workers to come back and hear it, after the restart of a server.
+        """
         with suppress(TimeoutError):
-            async with asyncio.timeout(self._limits.grace):
-                while not self._sessions.connected <= self._told:
+            async with asyncio.timeout(self._limits.grace if rejoin is None else rejoin):
+                while (
+                    not (self._sessions.connected if rejoin is None else set(self._sessions.names))
+                    <= self._told
+                ):
                     self._heard.clear()
                     with suppress(TimeoutError):
                         await asyncio.wait_for(self._heard.wait(), PRESENCE_CHECK_INTERVAL)

@@ -168,6 +168,14 @@ def test_a_checkpoint_of_the_end_is_for_more_rounds(run, go_on):
     assert go_on(run, "rounds=7")[0].round == 6
 
 
+def test_a_server_goes_on_also_from_the_end_as_workers_may_have_left(run, go_on):
+    resumed, notes = go_on(run, "rounds=6", at_end=True)
+    assert resumed.round == 6
+    assert f"{run}: all 6 rounds are done; workers that come back are told so" in notes
+    resumed.lock.release()
+    assert go_on(run, "rounds=5", at_end=True)[0].round == 4
+
+
 def test_other_versions_are_said(run, go_on):
     facts = {"varangian": "0.1", "torch": "1.0", "kernels": "plain", "threads": 1}
     rewritten(CheckpointFolder(run).file(6), facts=facts)

@@ -2,6 +2,7 @@
 
 import asyncio
 import json
+import threading
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
@@ -74,6 +75,12 @@ def filed(tree: Mapping[str, Any]) -> dict[str, Any]:
     return unflatten(json.loads(json.dumps(plain)), copies)
 
 
+def written() -> threading.Event:
+    event = threading.Event()
+    event.set()
+    return event
+
+
 @dataclass
 class Memory:
     """A keeper that keeps everything in memory."""
@@ -83,6 +90,8 @@ class Memory:
     kept: dict[int, dict[str, Any]] = field(default_factory=dict)
     more: list[Mapping[str, Any]] = field(default_factory=list)
     during: Callable[[], object] = lambda: None
+    written: threading.Event = field(default_factory=written)
+    """Set once all that was kept is on the disk, as it is by default."""
 
     def due(self, following: int, record: RoundRecord) -> bool:
         assert record.round == following - 1
@@ -93,3 +102,6 @@ class Memory:
         self.during()
         self.kept[state.round] = filed(state.tree)
         self.more.append(more)
+
+    def wait(self) -> None:
+        self.written.wait(60)

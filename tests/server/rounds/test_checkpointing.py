@@ -96,6 +96,44 @@ async def test_a_run_goes_on_from_each_border_with_the_same_bits(time, name: str
         assert torch.equal(average.parameters, straight.learner.average.parameters)
 
 
+@pytest.mark.parametrize("name", CHOICES)
+async def test_workers_hear_of_the_end_once_its_state_is_on_the_disk(time, name: str):
+    keeper = Memory(every=1000, written=threading.Event())  # nothing but the end is due
+    async with Run(time, CHOICES[name], keeper=keeper, rounds=1) as run:
+        asked = asyncio.create_task(run.coordinator.snapshot(0, 1e9))
+        await run.round()
+        late = run.coordinator.pulls.ask(NAMES[1], 0) if run.machine.by_invitation else None
+        while 1 not in keeper.kept:
+            await asyncio.sleep(0)
+        assert not asked.done()
+        assert late is None or not late.answered
+        keeper.written.set()
+        ended = await asked
+        assert (ended.finished, ended.reason) == (True, await run.ended())
+        assert late is None or late.answer == ended
+
+
+@pytest.mark.parametrize("name", CHOICES)
+async def test_a_server_that_goes_on_after_the_last_round_tells_workers_so(time, name: str):
+    keeper = Memory()
+    async with Run(time, CHOICES[name], keeper=keeper) as straight:
+        for _ in range(ROUNDS):
+            await straight.round()
+        reason = await straight.ended()
+    async with Run(time, CHOICES[name], state=keeper.kept[ROUNDS], keeper=Memory()) as resumed:
+        assert resumed.coordinator.began_at_the_end
+        assert await resumed.ended() == reason
+        found = await resumed.coordinator.snapshot(-1, 1e9)
+        assert (found.finished, found.reason, found.digest) == (
+            True,
+            reason,
+            straight.coordinator.model.digest,
+        )
+        if resumed.machine.by_invitation:
+            assert resumed.coordinator.pulls.ask(NAMES[1], -1).answer.finished
+    assert resumed.records == []
+
+
 async def test_what_is_pulled_after_a_resumption_is_the_model_that_was_kept(time):
     keeper = Memory()
     async with Run(time, Everyone(), keeper=keeper) as run:
@@ -151,12 +189,12 @@ async def test_a_run_that_is_stopped_before_its_first_round_keeps_nothing(time):
     assert keeper.kept == {}
 
 
-async def test_a_run_that_ends_by_itself_is_not_kept_as_one_that_was_stopped(time):
+async def test_a_run_that_ends_by_itself_is_kept_once(time):
     keeper = Memory(every=100)
     async with Run(time, Everyone(), rounds=1, keeper=keeper) as run:
         await run.round()
         await run.ended()
-    assert (keeper.asked, keeper.kept) == ([1], {})
+    assert (keeper.asked, [*keeper.kept]) == ([1], [1])
 
 
 class TestGrace:

@@ -57,10 +57,12 @@ class GoingOn:
     folder: Path | None
     force: bool
 
-    def resume(self, config: RunConfig, note: Note) -> tuple[RunConfig, Resumed | None]:
+    def resume(
+        self, config: RunConfig, note: Note, *, at_end: bool = False
+    ) -> tuple[RunConfig, Resumed | None]:
         """As `varangian.launch.checkpoints.resume`; nothing where a new run begins."""
         if self.folder is not None:
-            return resume(config, self.folder, note, force=self.force)
+            return resume(config, self.folder, note, force=self.force, at_end=at_end)
         note(f"there is no run to resume in {config.output}; a new one begins")
         return config, None
 

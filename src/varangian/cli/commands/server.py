@@ -51,7 +51,9 @@ def command(args: argparse.Namespace) -> int:
         view = view_for(args.format, form)
         with progress(view, config.rounds, (), declared=config.f) as shown:
             check_free()
-            config, resumed = (config, None) if going_on is None else going_on.resume(config, shown.note)
+            config, resumed = (
+                (config, None) if going_on is None else going_on.resume(config, shown.note, at_end=True)
+            )
             try:
                 result, code = asyncio.run(_serve(config, identity, shown, resumed, args.until_done))
             finally:

@@ -63,8 +63,8 @@ def settings_of(
 def find_run(config: RunConfig, *, whatever: bool = False, over: bool = False) -> Path | None:
     """The newest run below `output` that can go on with this configuration; None if there is none.
 
-    It has rounds left; or it is the newest, and its server was killed after it had written the result: then
-    `resume` says that all is done, so that a supervisor does not begin another run.
+    It has rounds left; or it is the newest, and its server was killed after it had written the result,
+    before it had ended: a supervisor that starts the server again should not begin another run.
 
     Args:
         config: whose settings that matter are those of the run.
@@ -98,7 +98,7 @@ def with_seed_of(config: RunConfig, before: RunConfig) -> RunConfig:
 
 
 def resume(
-    config: RunConfig, folder: Path, note: Note, *, force: bool = False
+    config: RunConfig, folder: Path, note: Note, *, force: bool = False, at_end: bool = False
 ) -> tuple[RunConfig, Resumed]:
     """Lock the folder of a run, and choose the checkpoint that the run goes on from.
 
@@ -108,6 +108,8 @@ def resume(
         note: takes sentences about what is done.
         force: go on although settings have changed, no checkpoint can be used, or a server on another
             machine has not said that it ended.
+        at_end: whether to go on also from a checkpoint after the last round, of a server that was killed
+            before it had ended: its workers may have left, so that no round can be done again.
 
     Returns:
         The configuration, which has the seed of the server where none was set; and what goes on.
@@ -123,16 +125,16 @@ def resume(
     wrong = refused(found, config)
     if wrong and not force:
         raise ConfigError(problems(wrong))
-    if (done := _done(folder)) >= config.rounds:
-        if not has_ended(folder):
-            FolderLock.take(
-                folder, note, force=force, least=_least_epoch(CheckpointFolder(folder))
-            ).release()
-        raise RunOver(f"all {done} rounds of {folder} are done; add rounds=N to go on")
     checkpoints, members = CheckpointFolder(folder), MembersFile.read(folder)
+    if (done := _done(folder)) >= config.rounds and (
+        (ended := has_ended(folder)) or not (at_end and config.rounds in checkpoints.rounds())
+    ):
+        if not ended:  # so that the next start is that of another run
+            FolderLock.take(folder, note, force=force, least=_least_epoch(checkpoints)).release()
+        raise RunOver(f"all {done} rounds of {folder} are done; add rounds=N to go on")
     lock = FolderLock.take(folder, note, force=force, least=_least_epoch(checkpoints))
     try:
-        choice = _choose(checkpoints, folder, config, force)
+        choice = _choose(checkpoints, folder, config, force, at_end)
         for sentence in choice.skipped:
             note(f"warning: {sentence}")
         if (problem := learning_rates(before, config, choice.round)) and not force:
@@ -174,7 +176,9 @@ class _Choice:
         return 0 if self.file is None else int(self.file.plain["round"])
 
 
-def _choose(checkpoints: CheckpointFolder, folder: Path, config: RunConfig, force: bool) -> _Choice:
+def _choose(
+    checkpoints: CheckpointFolder, folder: Path, config: RunConfig, force: bool, at_end: bool
+) -> _Choice:
     """The newest checkpoint that is sound and of this run.
 
     Raises:
@@ -183,8 +187,8 @@ def _choose(checkpoints: CheckpointFolder, folder: Path, config: RunConfig, forc
     reasons = dict[Path, str]()
     for round in checkpoints.rounds():
         file = checkpoints.file(round)
-        if round >= config.rounds:  # its run is over, and ends the same from an earlier one
-            continue
+        if round > config.rounds or (round == config.rounds and not at_end):
+            continue  # its run is over, and ends the same from an earlier one
         try:
             found = checkpoints.read(round)
         except (StateFileError, OSError) as error:
@@ -342,7 +346,8 @@ def _sentences(
     if resumed.state is None:
         yield f"{folder}: there is no checkpoint yet: round 0 begins again"
     else:
-        yield f"{folder} goes on with round {round} of {config.rounds}"
+        whole = f"{folder}: all {round} rounds are done; workers that come back are told so"
+        yield whole if round == config.rounds else f"{folder} goes on with round {round} of {config.rounds}"
     if (last is not None and last >= round > 0) and (
         config.backend == "processes" and not config.selection.fresh_only
     ):
