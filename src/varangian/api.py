@@ -164,7 +164,7 @@ def sweep(
         seeds: as many seeds from 1 on, in place of those of the grid.
         format: shows progress as the command does: auto, rich, plain or json; by default nothing is
             printed.
-        engine: that carries the runs out in place of this machine: slurm or ray.
+        engine: that carries the runs out in place of this machine: slurm, kubernetes or ray.
         engine_options: for the engine, as for Slurm "--partition=short --time=30".
         settings: of every run, as for `run`.
 

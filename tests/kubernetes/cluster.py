@@ -140,7 +140,9 @@ class Pod:
 
     def mounts(self, environment):
         """Source, target, and whether it is read-only."""
-        for mount in self.container.get("volumeMounts", []):
+        for mount in sorted(
+            self.container.get("volumeMounts", []), key=lambda one: one["mountPath"].count("/")
+        ):
             below = mount.get("subPath") or expand(mount.get("subPathExpr", ""), environment)
             source = self.volumes[mount["name"]] / below
             assert source.exists(), f"{mount['name']} of {self.name} has no {below}"

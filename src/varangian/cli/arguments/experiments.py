@@ -55,6 +55,13 @@ def _engines(parser: argparse.ArgumentParser) -> None:
         help="hand the runs to Slurm, as job arrays; the output folder is one that all nodes share",
     )
     engine.add_argument(
+        "--kubernetes",
+        dest="engine",
+        action="store_const",
+        const="kubernetes",
+        help="hand the runs to Kubernetes, as Indexed Jobs; the output folder is on a volume of theirs",
+    )
+    engine.add_argument(
         "--ray",
         dest="engine",
         action="store_const",
@@ -65,6 +72,12 @@ def _engines(parser: argparse.ArgumentParser) -> None:
         "--slurm-options",
         metavar="OPTIONS",
         help="more options for sbatch in one argument: --slurm-options='--partition=short --time=30'",
+    )
+    parser.add_argument(
+        "--kubernetes-options",
+        metavar="OPTIONS",
+        help="image and claim of the pods, and more, in one argument: "
+        "--kubernetes-options='image=NAME claim=runs:/mnt/runs cpu=2 memory=4Gi'",
     )
     parser.add_argument(
         "--per-task",

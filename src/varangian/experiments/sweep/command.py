@@ -84,6 +84,7 @@ def chosen_engine(args: argparse.Namespace) -> Engine | None:
     if args.engine is None:
         options = {"--per-task": args.per_task, "--detach": args.detach or None}
         options["--slurm-options"] = args.slurm_options
+        options["--kubernetes-options"] = args.kubernetes_options
         rule, hint = (
             "is for a sweep on an engine",
             f"Add {', '.join(f'--{name}' for name in QUEUES)}, or leave it out.",
@@ -93,7 +94,7 @@ def chosen_engine(args: argparse.Namespace) -> Engine | None:
         ]:
             raise ConfigError(problems)
         return None
-    options_of = {"slurm": args.slurm_options}
+    options_of = {"slurm": args.slurm_options, "kubernetes": args.kubernetes_options}
     return make_engine(
         args.engine,
         options_of.get(args.engine) or "",

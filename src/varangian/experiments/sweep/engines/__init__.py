@@ -1,4 +1,4 @@
-"""Engines that a sweep hands its runs to, in place of processes of its own: Slurm, Ray.
+"""Engines that a sweep hands its runs to, in place of processes of its own: Slurm, Kubernetes, Ray.
 
 A run goes to the engine as a part of a batch (`batch`), is carried out on some node by `task`, and fills
 the same folder as everywhere. `queue` is what an engine has to offer, one file each beside it; `runner`

@@ -13,6 +13,7 @@ from varangian.registry import ConfigError, Problem, suggestion
 
 QUEUES = {
     "slurm": "varangian.experiments.sweep.engines.slurm:Slurm",
+    "kubernetes": "varangian.experiments.sweep.engines.kubernetes:Kubernetes",
     "ray": "varangian.experiments.sweep.engines.ray:Ray",
 }
 """Each is called with its options as text; its module is imported when it is chosen."""
