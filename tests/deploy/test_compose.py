@@ -80,6 +80,26 @@ def test_without_attackers_there_is_nothing_for_them(deployed):
     assert "profiles" not in text
 
 
+def test_metrics_are_for_this_machine_and_whoever_has_the_token(deployed):
+    server = content(deployed("server.metrics_port=0"))["services"]["server"]
+    assert "127.0.0.1:${METRICS_PORT:-9464}:9464" in server["ports"]
+    assert {"server.metrics_port=9464", "server.metrics_host=0.0.0.0"} <= {*server["command"].split()}
+    assert server["environment"]["VARANGIAN__SERVER__METRICS_TOKEN"] == "/certs/metrics-token"
+
+
+def test_what_makes_credentials_can_write_where_it_writes(deployed, monkeypatch):
+    """The root of the container is read-only, so each folder that is made there should be a volume."""
+    pytest.importorskip("cryptography")
+    folder = deployed()
+    monkeypatch.chdir(folder)
+    words = content(folder)["services"]["certs"]["command"]
+    local = {"/certs": "certs", "/etc/varangian/run.yaml": "run.yaml", "${TLS_HOSTS:-server}": "server"}
+    assert main([local.get(word, word) for word in words]) == 0
+    volumes = content(folder)["services"]["certs"]["volumes"]
+    mounted = {mount.split(":")[1] for mount in volumes if not mount.startswith("./")}
+    assert mounted == {f"/certs/{path.name}" for path in (folder / "certs").iterdir()}
+
+
 def test_resources_and_devices_are_those_of_the_command_line(deployed):
     folder = deployed(
         *("--memory", "1536m", "--cpus", "0.5", "--server-memory", "4g", "--gpus", "2"),

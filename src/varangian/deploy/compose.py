@@ -24,6 +24,7 @@ from varangian.deploy.plan import (
     attack_text,
     changes,
     data_port,
+    metrics_port,
 )
 from varangian.registry import ConfigError, Problem
 
@@ -225,7 +226,7 @@ class _Compose:
         yield "    volumes:"
         mounts = ["authority:/certs/authority", "server-certs:/certs/server", "honest-certs:/certs/honest"]
         mounts += ["byzantine-certs:/certs/byzantine"] if self.byzantine else []
-        mounts += ["monitor-certs:/certs/monitor"] if self.variables else []
+        mounts += ["monitor-certs:/certs/monitor"]
         yield from (f"      - {mount}" for mount in [*mounts, *self.mount])
         yield ""
 
@@ -235,6 +236,8 @@ class _Compose:
         ports = [f"127.0.0.1:${{PORT:-{port.number}}}:{port.number}" for port in self.plan.server.ports[:1]]
         if data_port(self.config) is not None:
             ports.append(f"127.0.0.1:{self.data_port()}:{self.data_port()}")
+        if (metrics := metrics_port(self.config)) is not None:
+            ports.append(f"127.0.0.1:${{METRICS_PORT:-{metrics}}}:{metrics}")
         yield "  server:"
         yield "    <<: *varangian"
         yield f"    command: {shlex.join(self.words(self.plan.server))}"
@@ -246,6 +249,7 @@ class _Compose:
         if self.variables:
             yield f'      {PREFIX}SERVER__METRICS_PORT: "{METRICS_PORT}"'
             yield f"      {PREFIX}SERVER__METRICS_HOST: {self.plan.places.bind}"
+        if self.variables or metrics is not None:
             yield f"      {PREFIX}SERVER__METRICS_TOKEN: /certs/metrics-token"
         yield f"    mem_limit: ${{SERVER_MEMORY:-{memory(server)}}}"
         yield f"    cpus: ${{SERVER_CPUS:-{server.cpus:.1f}}}"
@@ -308,8 +312,8 @@ class _Compose:
     def volumes(self) -> list[str]:
         kinds = ["honest", "byzantine"] if self.byzantine else ["honest"]
         of_workers = [f"{kind}-{what}" for kind in kinds for what in ("certs", "states")]
-        observing = ["monitor-certs", "prometheus"] if self.variables else []
-        return ["runs", "authority", "server-certs", *of_workers, *observing]
+        observing = ["prometheus"] if self.variables else []
+        return ["runs", "authority", "server-certs", *of_workers, "monitor-certs", *observing]
 
 
 def _quoted(text: str) -> str:
