@@ -78,12 +78,12 @@ def host(
     descriptors.raise_limit(descriptors.needed_descriptors(hosted, lane=True))
     # Where payloads cannot have connections of their own, they travel with the calls.
     if refusal := descriptors.why_too_few("the process of the workers", hosted, lane=False):
-        log.error("%s", refusal)
+        log.error("%s", refusal, extra=event("worker_failed"))
         return FAILED
     try:
         worker_compute = WorkerCompute(task)
     except ValueError as error:
-        log.error("%s", error)
+        log.error("%s", error, extra=event("worker_failed"))
         return FAILED
     members = [tuple(names)] if one_of else [(name,) for name in names]
     worker_compute.hosted = tuple(names)
@@ -137,7 +137,11 @@ async def _until_stopped(
         return ending.code
     lost = [member for member, task in zip(members, tasks, strict=True) if task.result() != FINISHED]
     if lost and len(members) > 1:
-        log.error("This process ends with an error: %s ended before the run did.", format_members(lost))
+        log.error(
+            "This process ends with an error: %s ended before the run did.",
+            format_members(lost),
+            extra=event("workers_lost"),
+        )
     return max((task.result() for task in tasks), default=FINISHED)
 
 

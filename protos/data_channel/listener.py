@@ -26,6 +26,7 @@ from varangian.protos.data_channel.connection import TICKET, DataConnection
 from varangian.protos.data_channel.tickets import DataTicket
 from varangian.protos.network.descriptors import UNIDENTIFIED
 from varangian.protos.refusals import Refusal
+from varangian.structured_logs import event
 
 log = logging.getLogger(__name__)
 
@@ -184,7 +185,9 @@ class DataListener:
         connection.close()
         error = None if task.cancelled() else task.exception()
         if error is not None:
-            log.error("data port: a connection was given up", exc_info=error)
+            log.error(
+                "data port: a connection was given up", exc_info=error, extra=event("connection_failed")
+            )
 
     async def _serve(self, connection: DataConnection, host: str) -> None:
         """Serve one ticket after the other."""

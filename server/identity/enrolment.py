@@ -227,7 +227,12 @@ class Enrolment:
             # Some milliseconds of the event loop, once for each step of an enrolment.
             write_atomically(self._path, content, PRIVATE)
         except OSError as error:
-            log.error("%s cannot be written, and a restart forgets it: %s", self._path, error.strerror)
+            log.error(
+                "%s cannot be written, and a restart forgets it: %s",
+                self._path,
+                error.strerror,
+                extra=event("invitations_not_kept"),
+            )
 
 
 def _checked_key(request: bytes, name: str) -> str:
@@ -252,5 +257,10 @@ def _read(path: Path) -> list[Invitation]:
     except FileNotFoundError:
         return []
     except (OSError, ValueError, TypeError, KeyError, RecursionError) as error:
-        log.error("%s cannot be read, so earlier invitations are void: %s", path, error)
+        log.error(
+            "%s cannot be read, so earlier invitations are void: %s",
+            path,
+            error,
+            extra=event("invitations_lost"),
+        )
         return []

@@ -26,6 +26,7 @@ import h11
 
 from varangian.protos.text import quote
 from varangian.server.monitoring.access import Access, peer_of
+from varangian.structured_logs import event
 
 log = logging.getLogger(__name__)
 
@@ -235,7 +236,7 @@ class HttpServer:
         except (OSError, ssl.SSLError, TimeoutError, EOFError) as error:
             log.debug("metrics port: %s from %s", error, quote(connection.address, 70))
         except Exception:
-            log.exception("metrics port: an answer has failed")
+            log.exception("metrics port: an answer has failed", extra=event("metrics_failed"))
         finally:
             if transport is None:
                 accepted.close()

@@ -20,6 +20,7 @@ from typing import TYPE_CHECKING
 from varangian import __version__
 from varangian.server.observability.record import RoundRecord
 from varangian.server.observability.traffic import OpenCall
+from varangian.structured_logs import event
 
 if TYPE_CHECKING:
     from opentelemetry.context import Context
@@ -179,7 +180,7 @@ class Tracing:
         sending.start()
         sending.join(FLUSH)
         if sending.is_alive():
-            log.warning("the last spans were not sent within %g s", FLUSH)
+            log.warning("the last spans were not sent within %g s", FLUSH, extra=event("spans_lost"))
 
 
 def _phases(record: RoundRecord) -> dict[str, float]:

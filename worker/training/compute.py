@@ -21,6 +21,7 @@ from varangian.plugins import InputError
 from varangian.protos.layout import Layout
 from varangian.protos.shared_settings import SharedSettings
 from varangian.state_file import Tree
+from varangian.structured_logs import event
 from varangian.worker.attacks import (
     TOGETHER,
     Backdoor,
@@ -260,6 +261,7 @@ class WorkerCompute:
                     "the memory of %s cannot be kept; after a restart it begins with start(): %s",
                     named(self.task.attack),
                     error,
+                    extra=event("memory_not_kept"),
                 )
             return None
 
@@ -288,6 +290,7 @@ class WorkerCompute:
                 "the memory of %s that was kept is another one; it begins with start(): %s",
                 named(self.task.attack),
                 error,
+                extra=event("memory_lost"),
             )
 
     def forget(self, part: str) -> None:

@@ -17,6 +17,7 @@ from torch import Tensor
 from varangian.own_classes import is_own
 from varangian.plugins import InputError, describe_error
 from varangian.state_file import Tree
+from varangian.structured_logs import event
 from varangian.worker.attacks import TOGETHER, DataAttack, MountedAttack, on_vectors
 from varangian.worker.data.samples import Samples, map_tensors, tensors
 from varangian.worker.training.batched.gradients import choose_method
@@ -225,7 +226,13 @@ class BatchedCompute:
         except Exception as error:
             if (reason := describe_error(error)) not in self._told:
                 self._told.add(reason)
-                log.info("round %d: %d workers compute one by one: %s", round, len(group), reason)
+                log.info(
+                    "round %d: %d workers compute one by one: %s",
+                    round,
+                    len(group),
+                    reason,
+                    extra=event("one_by_one", round=round),
+                )
             return self._one_by_one(group, round, parameters.cpu(), rows)
         return {}
 
