@@ -33,7 +33,7 @@ class Curve:
     points: list[tuple[int, float]] = field(default_factory=list[tuple[int, float]])
 
     def add(self, round: int, value: float) -> None:
-        self.points.append((round, value))
+        self.points.append((round, float(f"{value:.5g}")))
         if len(self.points) >= POINTS:
             self.points = thinned(self.points)
 
@@ -142,7 +142,8 @@ class History:
             self._note(name, Outcome(round, kind, escape(reason, REASON)))
         self.ages |= record.get("ages") or {}
         kinds = {name: kind for name, (kind, _) in failed.items()}
-        self.window.append(WindowRound(round, bool(self.skipped), weights, kinds))
+        shown = {name: float(f"{weight:.4g}") for name, weight in weights.items() if math.isfinite(weight)}
+        self.window.append(WindowRound(round, bool(self.skipped), shown, kinds))
 
     def _note(self, name: str, outcome: Outcome) -> None:
         self.outcomes[name] = outcome

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from typing import Any
 
 from varangian.server.monitoring.history import History, WindowRound
@@ -98,7 +98,7 @@ class Overview:
 
     def plain(self) -> dict[str, Any]:
         """As JSON takes it."""
-        return {"version": VERSION, **asdict(self)}
+        return {"version": VERSION, **vars(self), "workers": [vars(worker) for worker in self.workers]}
 
     def json(self) -> bytes:
         """One line of standard JSON, ASCII only."""
@@ -112,11 +112,7 @@ def rounded(value: float) -> float:
 
 def curves_of(history: History) -> dict[str, list[tuple[int, float]]]:
     """The curves of a history, by name."""
-    return {
-        name: [(round, float(f"{value:.5g}")) for round, value in curve.points]
-        for name, curve in history.curves.items()
-        if curve.points
-    }
+    return {name: curve.points for name, curve in history.curves.items() if curve.points}
 
 
 def views(
@@ -163,5 +159,4 @@ def _view(
 def _cell(one: WindowRound, name: str) -> float | str | None:
     if name in one.failed:
         return one.failed[name]
-    weight = one.weights.get(name)
-    return None if weight is None else rounded(weight)
+    return one.weights.get(name)

@@ -62,6 +62,8 @@ def test_what_is_not_finite_is_left_out():
     history = History()
     history.add(record(0, loss=math.inf, accuracy=None, metrics={"x" * 100: math.nan, "y": 2}))
     assert curves_of(history) == {"y": [(0, 2.0)]}
+    history.add(record(1, weights={"w00": math.nan, "w01": 0.5}))
+    assert [list(one.weights) for one in views(["w00", "w01"], history, {})] == [[0.75, None], [0.25, 0.5]]
 
 
 def test_of_very_many_workers_those_to_look_at_are_listed():

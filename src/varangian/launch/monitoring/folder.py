@@ -104,7 +104,8 @@ class FolderView:
             live=False,
             state=state,
             sentence=sentence,
-            round=history.last + 1,
+            # Lines behind a checkpoint count no more, which the next line alone would tell.
+            round=int(result.get("rounds", history.last + 1)),
             rounds=int(settings.get("rounds") or 0),
             workers_total=len(names),
             f=settings.get("f"),
