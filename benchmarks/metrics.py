@@ -2,10 +2,11 @@
 
     python benchmarks/metrics.py --json benchmarks/results/metrics-HARDWARE.json
 
-`varangian run` with real processes, by turns with a metrics port, whose `/metrics` and page state are
-fetched once a second from here, and without one. The model is small, so that rounds are short and the share
-of what a round costs beside the model is large. Processor time is that of the server's process alone,
-between two rounds; the first rounds are to warm up.
+Two times `varangian run` with real processes at the same time, so that what else the machine does is the
+same for both: one with a metrics port, of which the state of the page is fetched every second from here and
+`/metrics` every five, and one without. The model is small, so that rounds are short and the share of what a
+round costs beside the model is large. Processor time is that of the server's process alone, between two
+rounds; the first rounds are to warm up. The ratio is the median over the pairs.
 """
 
 from __future__ import annotations
@@ -20,19 +21,16 @@ import sys
 import tempfile
 import threading
 import time
+from concurrent.futures import ThreadPoolExecutor
+from http.client import HTTPConnection, HTTPException
 from pathlib import Path
 from typing import Any
-from urllib.error import URLError
-from urllib.request import urlopen
 
 ROOT = Path(__file__).parents[1]
 sys.path[:0] = [str(ROOT), str(ROOT / "src")]
 
 from varangian.bench.machine import load, machine  # noqa: E402
 from varangian.protos.network.listen import bind_sockets  # noqa: E402
-
-PATHS = ("/metrics", "/state.json")
-TICKS = os.sysconf("SC_CLK_TCK")
 
 
 def arguments() -> argparse.Namespace:
@@ -44,7 +42,7 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--rule", default="default")
     parser.add_argument("--rounds", type=int, default=300, help="measured rounds of a run; by default 300")
     parser.add_argument("--warm", type=int, default=30, help="rounds before them; by default 30")
-    parser.add_argument("--turns", type=int, default=5, help="runs of each kind; by default 5")
+    parser.add_argument("--turns", type=int, default=5, help="pairs of runs; by default 5")
     parser.add_argument("--json", type=Path, metavar="FILE", help="write the results here, too")
     return parser.parse_args()
 
@@ -53,15 +51,22 @@ def main() -> None:
     args = arguments()
     where = machine()
     found: dict[str, list[dict[str, float]]] = {"with": [], "without": []}
-    for turn in range(args.turns):
-        for kind in sorted(found, reverse=bool(turn % 2)):
-            found[kind].append(one_run(args, kind == "with"))
-            print(kind, found[kind][-1], file=sys.stderr)
+    with ThreadPoolExecutor(2) as pool:
+        for turn in range(args.turns):
+            kinds = sorted(found, reverse=bool(turn % 2))  # who is started first
+            runs = [pool.submit(one_run, args, kind == "with") for kind in kinds]
+            for kind, run in zip(kinds, runs, strict=True):
+                found[kind].append(run.result())
+                print(kind, found[kind][-1], file=sys.stderr)
     medians = {
         kind: {name: statistics.median(run[name] for run in runs) for name in runs[0]}
         for kind, runs in found.items()
     }
-    ratios = {name: medians["with"][name] / medians["without"][name] for name in ("cpu_ms", "wall_ms")}
+    pairs = [*zip(found["with"], found["without"], strict=True)]
+    ratios = {
+        name: statistics.median(one[name] / other[name] for one, other in pairs)
+        for name in ("cpu_ms", "wall_ms")
+    }
     text = json.dumps(
         {
             "machine": where | {"load_at_end": load()},
@@ -118,34 +123,46 @@ def measured(
 
 
 def processor_time(pid: int) -> float:
-    """Seconds of processor time of a process, without its children."""
-    fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
-    return (int(fields[11]) + int(fields[12])) / TICKS
+    """Seconds of processor time of the threads of a process, without its children."""
+    tasks = Path(f"/proc/{pid}/task").glob("*/schedstat")
+    return sum(int(task.read_text().split()[0]) for task in tasks) / 1e9
 
 
 class Polling:
-    """Fetches the paths of a metrics port once a second."""
+    """Asks as one browser does that shows the page, every second, and as Prometheus does, every five.
+
+    Both keep their connections.
+    """
 
     def __init__(self, port: int) -> None:
         self.answers = 0
-        self._port = port
+        self._connection = HTTPConnection("127.0.0.1", port, timeout=5)
         self._stop = threading.Event()
         self._thread = threading.Thread(target=self._poll)
         self._thread.start()
 
     def _poll(self) -> None:
+        second, tag = 0, ""
         while not self._stop.wait(1.0):
-            for path in PATHS:
-                try:
-                    with urlopen(f"http://127.0.0.1:{self._port}{path}", timeout=5) as answer:
-                        answer.read()
-                except (URLError, OSError):
-                    continue  # it does not listen yet, or not any more
-                self.answers += 1
+            second += 1
+            try:
+                tag = self._ask("/state.json", {"If-None-Match": tag}) or tag
+                if second % 5 == 0:
+                    self._ask("/metrics", {})
+            except (HTTPException, OSError):
+                self._connection.close()  # it does not listen yet, or not any more
+
+    def _ask(self, path: str, headers: dict[str, str]) -> str:
+        self._connection.request("GET", path, headers=headers)
+        answer = self._connection.getresponse()
+        answer.read()
+        self.answers += answer.status in (200, 304)
+        return answer.getheader("ETag", "")
 
     def close(self) -> None:
         self._stop.set()
         self._thread.join()
+        self._connection.close()
 
 
 def free_port() -> int:
