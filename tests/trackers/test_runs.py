@@ -81,3 +81,9 @@ def test_a_run_over_grpc_has_them_too(run, tmp_path):
     )
     assert result.outcome == "finished"
     assert [what for what, *_ in lines(path)] == ["begin", *4 * ["round"], "weights", "end"]
+
+
+def test_a_run_of_a_sweep_is_named_as_its_folder_will_be(run, tmp_path):
+    path = tmp_path / "lines"
+    run(trackers=[Lines(str(path))], folder=tmp_path / "0123456789abcdef.running")
+    assert lines(path)[0][1] == "0123456789abcdef"

@@ -37,9 +37,8 @@ def events(file):
 
 def test_each_round_is_an_event_with_its_numbers(follow, facts):
     (where,) = follow(TensorBoard(), range(3))
-    folder = facts.folder / "tensorboard"
-    assert where == f"tracker tensorboard: tensorboard --logdir {folder}"
-    (file,) = folder.iterdir()
+    assert where == f"tracker tensorboard: tensorboard --logdir {facts.folder.parent}"
+    (file,) = (facts.folder / "tensorboard").iterdir()
     found = {
         event.step: {value.tag: value.simple_value for value in event.summary.value}
         for event in events(file)

@@ -61,7 +61,9 @@ def test_a_run_that_goes_on_is_the_same_run(facts, record, wandb):
         followers.close()
         assert [note for note in notes if not note.startswith(("tracker wandb: ", "waiting for"))] == []
         assert any(note.startswith("tracker wandb: wandb sync ") for note in notes)
-    files = sorted(facts.folder.glob("wandb/offline-run-*/run-*.wandb"))
+        # wandb names folders by the second.
+        (facts.folder / "wandb").rename(facts.folder / f"wandb-{rounds.start}")
+    files = sorted(facts.folder.glob("wandb-*/offline-run-*/run-*.wandb"))
     found = [record for file in files for record in records(file)]
     runs = [record.run for record in found if record.HasField("run")]
     assert {(run.run_id, run.project, run.display_name) for run in runs} == {

@@ -33,19 +33,20 @@ class TensorBoard:
 
     def begin(self, run: RunFacts) -> Tracking:
         own = run.folder / "tensorboard" if self.folder is None else user_path(self.folder) / run.id
-        return _EventFile(os.path.abspath(own), run)
+        several = run.folder.parent if self.folder is None else user_path(self.folder)
+        return _EventFile(os.path.abspath(own), os.path.abspath(several), run)
 
 
 class _EventFile:
     """A file of events. It is written in this thread, unlike with the writers of tensorboardX."""
 
-    def __init__(self, folder: str, run: RunFacts) -> None:
+    def __init__(self, folder: str, several: str, run: RunFacts) -> None:
         from tensorboardX import summary
         from tensorboardX.event_file_writer import EventsWriter
         from tensorboardX.proto import event_pb2, summary_pb2
 
         os.makedirs(folder, exist_ok=True)
-        self.shown_at = f"tensorboard --logdir {folder}"
+        self.shown_at = f"tensorboard --logdir {several}"
         # protobuf makes their classes when they are imported.
         events, summaries = cast("Any", event_pb2), cast("Any", summary_pb2)
         self._event, self._summary = events.Event, summaries.Summary

@@ -85,7 +85,9 @@ class _Run:
         )
         # Rounds are the axis, since the steps of wandb cannot go back to a checkpoint.
         self._run.define_metric("*", step_metric="round")
-        offline = f"wandb sync {self._run.dir.removesuffix('/files')}"
+        # The folder of a run of a sweep has another name when it is over.
+        place = self._run.dir.removesuffix("/files")
+        offline = f"wandb sync {place.replace(str(run.folder), str(run.folder.with_name(run.id)))}"
         self.shown_at = offline if mode == "offline" else self._run.url
 
     def round(self, record: RoundRecord) -> None:
