@@ -80,7 +80,7 @@ class History:
     window: deque[WindowRound] = field(default_factory=lambda: deque[WindowRound](maxlen=WINDOW))
     outcomes: dict[str, Outcome] = field(default_factory=dict[str, Outcome])
     counts: dict[str, Counter[str]] = field(default_factory=dict[str, Counter[str]])
-    """The number of rounds of each worker by kind of outcome."""
+    """The number of rounds of each worker by kind of outcome; one that was done again counts again."""
     ages: dict[str, int] = field(default_factory=dict[str, int])
     latest: dict[str, float] = field(default_factory=dict[str, float])
     """The newest value of each curve."""
@@ -110,8 +110,14 @@ class History:
 
     def cut(self, round: int) -> None:
         """Forget this round and what follows it, which is done again by a run that goes on."""
-        for curve in self.curves.values():
+        for name, curve in self.curves.items():
             curve.cut(round)
+            if curve.points:
+                self.latest[name] = curve.points[-1][1]
+            else:
+                self.latest.pop(name, None)
+        self.outcomes = {name: one for name, one in self.outcomes.items() if one.round < round}
+        self.last = min(self.last, round - 1)
         kept = [one for one in self.window if one.round < round]
         self.window.clear()
         self.window.extend(kept)

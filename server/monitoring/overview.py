@@ -38,7 +38,7 @@ class WorkerView:
     age: int | None = None
     """The age of the model of its last vector, in rounds; None where all are of their round."""
     counts: Mapping[str, int] = field(default_factory=dict[str, int])
-    """Rounds by outcome."""
+    """Rounds by outcome; one that was done again counts again."""
     weights: Sequence[float | str | None] = ()
     """In the last rounds: a weight, or the outcome where there is none; None if it was not in the round."""
     certificate_expires: float | None = None

@@ -670,6 +670,8 @@ def test_passwords_in_variables_are_not_shown(monkeypatch):
         assert "https_proxy=http://...@proxy.example:3128" in found.sentence
         assert "secret" not in found.sentence
     assert hidden("proxy.example:3128") == "proxy.example:3128"
+    assert hidden("alice:secret@proxy.example:3128") == "...@proxy.example:3128"
+    assert hidden("http://alice:se@c/ret@proxy.example:3128") == "http://...@proxy.example:3128"
 
 
 def test_a_host_that_no_proxy_names_is_called_directly(monkeypatch):

@@ -2,6 +2,8 @@
 
 import http.server
 import json
+import math
+import socket
 import threading
 
 import pytest
@@ -89,6 +91,17 @@ def test_an_address_is_asked_with_its_token(varangian, page, tmp_path):
         ((302, b""), "answers 302"),
         ((200, b"[1]"), "should be the state of a run"),
         ((200, b"\xff"), "does not answer"),
+        ((200, b"[" * 100_000), "should be the state of a run"),
+        ((200, json.dumps({"workers": []}).encode()), "should be the state of a run"),
+        *(
+            ((200, json.dumps({**STATE, name: value}).encode()), "should be the state of a run")
+            for name, value in (
+                *(("round", "\x1b[2J"), ("rounds", None), ("workers_total", "9"), ("scores", [1])),
+                *(("scores", {"loss": math.nan}), ("refusals", {"AGE": "\x1b[2J"}), ("workers", [7])),
+                *(("workers", [{**STATE["workers"][0], "weights": [[1]]}]), ("workers", [{"name": "w00"}])),
+                *(("present", "\x1b[2J"), ("warnings", 3)),
+            )
+        ),
     ):
         handler.answer = answer
         code, _, err = varangian("status", "--url", url)
@@ -96,9 +109,26 @@ def test_an_address_is_asked_with_its_token(varangian, page, tmp_path):
     assert {path for path, _ in seen} == {"/state.json"}
 
 
+def test_a_port_that_speaks_something_else_is_said(varangian):
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+
+        def speak():
+            connection, _ = listener.accept()
+            with connection:
+                connection.recv(1 << 12)
+                connection.sendall(b"\x00\x00\x12\x04\x1b[2J no HTTP/1\r\n\r\n")
+
+        thread = threading.Thread(target=speak)
+        thread.start()
+        code, _, err = varangian("status", "--url", f"http://127.0.0.1:{listener.getsockname()[1]}")
+        thread.join()
+    assert (code, "does not answer" in err, "\x1b" in err) == (1, True, False), err
+
+
 @pytest.mark.parametrize(
     ("words", "said"),
     [
+        (("--url", "http://127.0.0.1:x"), "does not answer"),
         (("--url", "127.0.0.1:9"), "--url should be as http://"),
         (("--url", "file:///etc/passwd"), "--url should be as http://"),
         (("--url", "http://127.0.0.1:9"), "does not answer"),

@@ -10,6 +10,7 @@ import yaml
 from varangian.cli.arguments.main import parse
 from varangian.cli.main import main
 from varangian.config import load
+from varangian.deploy.emitter import comment
 
 ROOT = pathlib.Path(__file__).parents[2]
 RUN = """\
@@ -167,6 +168,8 @@ def test_what_is_typed_stays_in_its_comment(tmp_path):
     text = (tmp_path / "out" / "docker-compose.yml").read_text()
     assert "evil" in text
     assert all(line.startswith("#") for line in text.splitlines() if "evil" in line)
+    assert set(yaml.safe_load(text)["services"]) == {"certs", "server", "worker"}
+    assert yaml.safe_load(comment("the file \x1b[2J\x00\u2028evil: 1") + "a: 1\n") == {"a": 1}
 
 
 @pytest.mark.parametrize("program", [["docker", "compose"], ["docker-compose"]])

@@ -17,9 +17,11 @@ from varangian.cli.commands.provision import provide
 from varangian.config import load
 from varangian.deploy.command import write
 from varangian.deploy.emitter import Options
+from varangian.deploy.kubernetes import pods as pods_module
 from varangian.deploy.kubernetes.render import MOST, render
 from varangian.deploy.kubernetes.yaml import Octal, dump, memory, processors
 from varangian.deploy.plan import Resources
+from varangian.experiments.sweep.engines import kubernetes as sweep_kubernetes
 from varangian.registry import ConfigError
 
 SETTINGS = [
@@ -319,6 +321,13 @@ def test_kubernetes_puts_nothing_in_the_place_of_what_a_user_wrote():
     found = made("byzantine.attack={gaussian: {sigma: 5.0}}", "output='$(HOME)'", options=options)
     assert "$(HOME)" not in found["base/server.yaml"].replace("$$(HOME)", "")
     assert expand("$$(HOME) $(X) $(Y)", {"X": "x", "HOME": "h"}) == "$(HOME) x $(Y)"
+    assert expand("$$$(X) $$", {"X": "x"}) == "$x $"
+
+
+@pytest.mark.parametrize("text", ["$(HOME)", "$$(HOME)", "$$$(HOME)", "a$$b$", "$", "${HOME}", "100 %"])
+def test_dollars_stay_dollars(text):
+    for literal in (pods_module.literal, sweep_kubernetes._literal):
+        assert expand(literal(text), {"HOME": "h"}) == text
 
 
 @pytest.mark.parametrize(

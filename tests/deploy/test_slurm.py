@@ -1,6 +1,7 @@
 """A run as a job of Slurm: what the script says, and what it does with a stand-in for srun."""
 
 import json
+import shlex
 import subprocess
 import sys
 
@@ -10,7 +11,7 @@ from varangian.api import run
 from varangian.cli.main import main
 from varangian.config.load import load
 from varangian.deploy.emitter import Options
-from varangian.deploy.slurm import render
+from varangian.deploy.slurm import _inside, render
 from varangian.registry import ConfigError
 
 SETTINGS = [
@@ -46,6 +47,14 @@ def test_only_attackers_are_told_the_attack():
     (line,) = [line for line in found["job.sh"].text.splitlines() if "gaussian" in line]
     assert line.startswith("env VARANGIAN_CERTS=certs/byzantine VARANGIAN__BYZANTINE__ATTACK='{gaussian: ")
     assert "gaussian" not in found["run.yaml"].text + found["README.md"].text
+
+
+@pytest.mark.parametrize("text", ["it's", "$(id)", "`id`", 'a"b', "a\nb", "${HOME} %", "\\'"])
+def test_words_stay_words_inside_of_quotes(text):
+    """As in the script: a shell that is told in single quotes what to do."""
+    script = f"bash -c 'printf %s {_inside(shlex.quote(text))}'"
+    found = subprocess.run(["bash", "-c", script], capture_output=True, text=True, check=True)
+    assert found.stdout == text
 
 
 def test_ports_are_those_of_the_settings_or_free_ones():

@@ -289,9 +289,9 @@ def children_of(pid):
 
 
 def expand(text, environment):
-    """A text with the values of variables, as Kubernetes has it: $$( is $(, and an unknown name stays."""
+    """A text with the values of variables, as Kubernetes has it: $$ is $, and an unknown name stays."""
     return re.sub(
-        r"\$(\$\()|\$\(([A-Za-z_][A-Za-z0-9_.-]*)\)",
+        r"\$(\$)|\$\(([A-Za-z_][A-Za-z0-9_.-]*)\)",
         lambda found: found[1] or environment.get(found[2], found[0]),
         text,
     )

@@ -30,6 +30,7 @@ def test_names_and_settings_become_trackers_and_are_written_again():
         ("trackers=tensorbord", "there is no tracker of this name. Found 'tensorbord'. Did you mean"),
         ("trackers=[{wandb: {projekt: x}}]", "trackers.0.wandb.projekt: there is no such field."),
         ("trackers=[{wandb: {mode: live}}]", "trackers.0.wandb.mode: should be one of 'online', 'offline'"),
+        ("trackers=[{mlflow: {uri: 'https://me:secret@ml.example'}}]", "uri should have no password"),
         (f"trackers=['{OWN}NoTracker']", "It lacks `begin(run)`, which returns what follows the run"),
     ],
 )
@@ -37,6 +38,7 @@ def test_what_does_not_fit_is_named(setting, said):
     with pytest.raises(ConfigError) as error:
         load(None, [setting])
     assert said in str(error.value)
+    assert "secret" not in str(error.value)
 
 
 def test_they_are_no_part_of_the_identity_of_a_run():

@@ -70,7 +70,7 @@ def check_variables(config: RunConfig) -> None:
     if config.names is not None:
         problems.append(Problem("workers", "should be a number with --variables", list(config.names)))
     for path, value in (("aggregator", _aggregator(config)), ("byzantine.attack", _attack(config))):
-        if value is None or "}" in value or "$" in value:
+        if "}" in value or "$" in value:
             problems.append(
                 Problem(path, "should be a name alone with --variables: it is a default", value)
             )

@@ -12,6 +12,10 @@ from typing import Protocol
 
 from varangian.config import RunConfig
 from varangian.deploy.plan import IN_THE_IMAGE, SERVER, WORKER, Places, Plan, Resources, make_plan
+from varangian.protos.text import escape
+
+LONGEST = 1 << 16
+"""Characters of a line of a comment."""
 
 
 @dataclass(frozen=True)
@@ -55,5 +59,5 @@ class Emitter(Protocol):
 
 
 def comment(*lines: str) -> str:
-    """Lines as a comment of YAML or of a shell."""
-    return "".join(f"# {' '.join(line.splitlines())}".rstrip() + "\n" for line in lines)
+    """Lines as a comment of YAML or of a shell, without characters that a reader of YAML refuses."""
+    return "".join(f"# {escape(' '.join(line.splitlines()), LONGEST)}".rstrip() + "\n" for line in lines)

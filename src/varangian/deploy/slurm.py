@@ -65,7 +65,7 @@ def job(config: RunConfig, plan: Plan, options: Options) -> str:
         port=config.server.port or "$((20000 + SLURM_JOB_ID % 10000))",
         environment=_environment(config, plan.server),
         certs=_words(plan.certs),
-        server=_words(plan.server),
+        server=_inside(_words(plan.server)),
         honest=_step(plan.of("worker"), "honest", cores, gpus),
         byzantine=_step(plan.of("byzantine"), "byzantine", cores, gpus),
     )
@@ -108,8 +108,13 @@ def _step(tasks: Sequence[Task], kind: str, cores: int, gpus: int) -> str:
     given = "".join(f" {name}={shlex.quote(value)}" for name, value in attack.items())
     gpu = f" --gpus-per-task={gpus}" if gpus else ""
     return _STEP.format(
-        kind=kind, count=len(tasks), cores=cores, gpu=gpu, attack=given, command=_words(first)
+        kind=kind, count=len(tasks), cores=cores, gpu=gpu, attack=given, command=_inside(_words(first))
     )
+
+
+def _inside(words: str) -> str:
+    """Words of a shell between the single quotes that a script has around them."""
+    return words.replace("'", "'\\''")
 
 
 _STEP = """

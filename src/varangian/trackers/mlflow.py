@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -21,6 +22,8 @@ WAITING = 10_000
 """Numbers that are kept unsent; no further round is taken then."""
 STATUS = {"finished": "FINISHED", "interrupted": "KILLED"}
 ID = "run_id"
+PASSWORD = re.compile(r"[A-Za-z0-9+.-]+://[^/@]*:[^/]*@")
+"""The beginning of a URI with a user and a password."""
 
 
 @TRACKERS.register("mlflow")
@@ -38,6 +41,14 @@ class Mlflow:
     """The experiment, made if there is none."""
     name: str | None = None
     """The name shown; null is that of the run folder."""
+
+    def __post_init__(self) -> None:
+        if PASSWORD.match(self.uri or ""):
+            # Not with the value: it would stand in the error, as it would in every run folder.
+            raise ValueError(
+                "uri should have no password, since run folders keep settings. Set MLFLOW_TRACKING_USERNAME"
+                " and MLFLOW_TRACKING_PASSWORD; for a database leave uri out and set MLFLOW_TRACKING_URI"
+            )
 
     def begin(self, run: RunFacts) -> Tracking:
         return _Run(self, run)

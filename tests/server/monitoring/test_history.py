@@ -58,6 +58,18 @@ def test_rounds_that_are_done_again_count_once():
     assert [one.round for one in history.window] == [0, 1, 2, 3, 4, 5, 6]
 
 
+def test_what_a_checkpoint_takes_back_is_shown_no_more():
+    history = History()
+    for round in range(10):
+        history.add(record(round, loss=1.0 + round, declined={"w02": "late"} if round > 6 else {}))
+    history.add(record(10, ema_loss=3.0))
+    history.cut(5)
+    assert (history.latest, history.last) == ({"loss": 5.0}, 4)
+    assert history.outcomes == {}
+    history.add(record(5))
+    assert {name: one.round for name, one in history.outcomes.items()} == {"w00": 5, "w01": 5}
+
+
 def test_what_is_not_finite_is_left_out():
     history = History()
     history.add(record(0, loss=math.inf, accuracy=None, metrics={"x" * 100: math.nan, "y": 2}))

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import argparse
+import http.client
 import json
+import math
 import ssl
 import sys
 import time
@@ -11,10 +13,11 @@ import urllib.error
 import urllib.request
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any, TypeAlias
+from typing import Any, TypeAlias, cast
 from urllib.parse import urlsplit
 
 from varangian.cli.main import OK, CommandError
+from varangian.cli.views.status import plain_lines
 from varangian.cli.views.terminal import NOTE, printable
 from varangian.files import user_path
 from varangian.launch.result import RunError
@@ -61,8 +64,6 @@ def command(args: argparse.Namespace) -> int:
 
 
 def _plain(state: State) -> str:
-    from varangian.cli.views.status import plain_lines
-
     return "\n".join(plain_lines(state))
 
 
@@ -125,6 +126,9 @@ def _folder_look(folder: Path) -> Look:
             found: State = json.loads(view.overview().json())
         except RunError as error:
             raise CommandError(str(error)) from error
+        except (TypeError, ValueError, AttributeError) as error:
+            rule = "should be the folder of a run, as its server wrote it"
+            raise CommandError(f"{folder} {rule}. A file in it has another form: {error}") from error
         return found
 
     return look
@@ -157,20 +161,41 @@ def _url_look(args: argparse.Namespace) -> Look:
         except urllib.error.HTTPError as error:
             said = printable(error.read(NOTE).decode("utf-8", "replace").strip(), NOTE)
             raise CommandError(f"{address} answers {error.code}: {said}") from error
-        except (OSError, ValueError) as error:
-            reason = getattr(error, "reason", error)
+        except (OSError, ValueError, http.client.HTTPException) as error:
+            reason = getattr(error, "reason", None) or str(error) or type(error).__name__
             raise CommandError(f"{address} does not answer: {printable(str(reason), NOTE)}") from error
-        if not isinstance(found, dict) or "workers" not in found:
+        except RecursionError:
+            found = None
+        if not _is_state(found):
             raise CommandError(f"{address} should be the state of a run. Found something else there")
-        return found
+        return cast("State", found)
 
     return look
+
+
+def _is_state(found: Any) -> bool:
+    """Whether an answer has the form of the state of a run, as far as views rely on it."""
+    try:
+        numbers = [found["round"], found["rounds"], found["workers_total"], *found["refusals"].values()]
+        numbers += found["scores"].values()
+        for worker in found["workers"]:
+            numbers += [
+                cell for cell in worker["weights"] if cell is not None and not isinstance(cell, str)
+            ]
+        numbers += [one for one in (found.get(name) for name in ("present", "rate", "elapsed")) if one]
+        if not all(isinstance(one, int | float) and math.isfinite(one) for one in numbers):
+            return False
+        for _ in plain_lines(found):
+            pass
+    except (LookupError, TypeError, ValueError, AttributeError, OverflowError):
+        return False
+    return True
 
 
 class _NoRedirect(urllib.request.HTTPRedirectHandler):
     """A token is shown to nobody else."""
 
-    def redirect_request(self, *_: Any) -> None:
+    def redirect_request(self, req: Any, fp: Any, code: int, msg: str, headers: Any, newurl: str) -> None:
         return None
 
 

@@ -46,6 +46,11 @@ def server_look(args: argparse.Namespace) -> Callable[[], Mapping[str, Any]]:
         except grpc.RpcError as error:
             said = diagnose_call(error, args.server, bundle).sentence
             raise CommandError(f"{args.server} does not serve: {said}") from error
+        except (KeyError, TypeError, ValueError, RecursionError) as error:
+            rule = "should tell an operator of each worker in a line of JSON"
+            raise CommandError(
+                f"{args.server} {rule}. Found something else: is it another release?"
+            ) from error
         found: Mapping[str, Any] = json.loads(_overview(reply, workers).json())
         return found
 

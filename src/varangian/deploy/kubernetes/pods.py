@@ -33,8 +33,8 @@ def labels(name: str, role: TaskRole | None = None) -> Object:
 
 
 def literal(text: str) -> str:
-    """A text in which Kubernetes puts no value in the place of $(NAME)."""
-    return text.replace("$(", "$$(")
+    """A text in which Kubernetes puts no value in the place of $(NAME), and takes no $$ for $."""
+    return text.replace("$", "$$")
 
 
 def server_pod(plan: Plan, name: str) -> Object:

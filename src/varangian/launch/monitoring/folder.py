@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import json
+import math
 import os
 import socket
 import time
@@ -75,7 +76,9 @@ class FolderView:
             RunError: they cannot be read.
         """
         try:
-            self._history.add_all(self._records())
+            for record in self._records():
+                with suppress(TypeError, ValueError, AttributeError):  # a line that no server wrote
+                    self._history.add(record)
         except OSError as error:
             reason = error.strerror or error
             raise RunError(f"the records of {self.folder} cannot be read: {reason}") from None
@@ -96,7 +99,7 @@ class FolderView:
         known: dict[str, dict[str, Any]] = {name: {"byzantine": True} for name in attackers}
         scores = dict(history.latest)
         for name in ("loss", "accuracy", "train_loss", "ema_loss", "ema_accuracy"):
-            if isinstance(value := result.get(name), int | float):
+            if isinstance(value := result.get(name), int | float) and math.isfinite(value):
                 scores[name] = float(value)
         return Overview(
             run=escape(self.folder.absolute().name, 200),

@@ -34,7 +34,7 @@ MANY = 8
 """Addresses of a name that are tried."""
 SAME, DIFFERENT = 2.0, LEEWAY.total_seconds()
 """Seconds between two clocks: up to which they are the same, and from which certificates suffer."""
-PASSWORD = re.compile(r"//[^/@]*@")
+PASSWORD = re.compile(r"^([A-Za-z][A-Za-z0-9+.-]*://)?.*@", re.DOTALL)
 
 
 def check_server(server: str, bundle: Bundle | None, timeout: float) -> Iterator[Finding]:
@@ -123,7 +123,7 @@ def check_proxy(proxy: str, timeout: float) -> Finding:
 
 def hidden(url: str) -> str:
     """A URL without the name and the password in it."""
-    return PASSWORD.sub("//...@", url)
+    return PASSWORD.sub(r"\1...@", url)
 
 
 def _ignored(variables: Mapping[str, str], here: bool) -> str:

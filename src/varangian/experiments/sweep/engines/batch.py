@@ -31,6 +31,8 @@ from varangian.protos.text import escape
 
 FOLDER = ".engines"
 TASK = "varangian.experiments.sweep.engines.task"
+LOG = 1 << 20
+"""Bytes of a log that are read: its last ones."""
 LAST_WORDS = 300
 """Characters of the log of a task that stand in an error."""
 
@@ -165,8 +167,10 @@ class Batch:
 
     def log(self, index: int) -> bytes:
         """The last part of what the program of a task has printed."""
-        with contextlib.suppress(OSError):
-            return (self.path / "logs" / f"{index}.log").read_bytes()[-(1 << 20) :]
+        path = self.path / "logs" / f"{index}.log"
+        with contextlib.suppress(OSError), path.open("rb") as file:
+            file.seek(max(0, file.seek(0, os.SEEK_END) - LOG))
+            return file.read(LOG)
         return b""
 
     def last_words(self, index: int) -> str:

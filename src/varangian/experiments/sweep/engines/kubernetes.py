@@ -338,8 +338,8 @@ def _plain(name: str, most: int) -> str:
 
 
 def _literal(text: str) -> str:
-    """A text in which Kubernetes puts no value in the place of $(NAME)."""
-    return text.replace("$(", "$$(")
+    """A text in which Kubernetes puts no value in the place of $(NAME), and takes no $$ for $."""
+    return text.replace("$", "$$")
 
 
 def _wrong(sentence: str) -> QueueError:
