@@ -139,6 +139,7 @@ def test_every_service_that_stays_has_a_health_check(deployed):
         (["--variables", "workers=5", "names=null", "optimizer.lr=0.3"], "optimizer: is no variable"),
         (["--gpus", "1"], "--gpus: is of use where workers compute on one"),
         (["aggregator=krm"], "Did you mean"),
+        (["server.metrics_token=/home/me/token"], "server.metrics_token: is a file of this machine"),
     ],
 )
 def test_what_cannot_be_written_is_refused(tmp_path, capsys, words, said):

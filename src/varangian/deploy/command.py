@@ -26,6 +26,7 @@ LONGEST_NAME = 40
 def command(args: argparse.Namespace) -> int:
     """Write the files of a deployment."""
     config = load(args.config, args.settings, os.environ)
+    check_token(args.engine, config)
     options = read_options(args, config)
     emitter: Emitter = importlib.import_module(EMITTERS[args.engine]).render
     folder = Path(args.out)
@@ -59,6 +60,22 @@ def read_options(args: argparse.Namespace, config: RunConfig) -> Options:
         made_by=made_by(args),
         variables=args.variables,
     )
+
+
+def check_token(engine: str, config: RunConfig) -> None:
+    """Refuse a file of this machine where tasks see other files.
+
+    Raises:
+        ConfigError: the settings name one.
+    """
+    if engine != "slurm" and (path := config.server.metrics_token) is not None:
+        rule = "is a file of this machine, which the server does not see there"
+        hint = (
+            "Leave it out: `varangian certs cluster` makes a token for the metrics port."
+            if engine == "compose"
+            else "Leave it out: the certificate of an operator opens the metrics port."
+        )
+        raise ConfigError([Problem("server.metrics_token", rule, path, hint)])
 
 
 def name_of(config: str | None) -> str:

@@ -377,7 +377,7 @@ COMMANDS: dict[str, tuple[str, str, Arguments]] = {
     ),
     "deploy": (
         "varangian.deploy.command",
-        "Write the files with which an engine carries a run out, as Compose or Kubernetes.",
+        "Write the files with which Compose, Swarm, Slurm or Kubernetes carries out a run.",
         deploy.add_deploy,
     ),
     "certs": (

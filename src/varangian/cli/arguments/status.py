@@ -20,7 +20,7 @@ def add_status(parser: argparse.ArgumentParser) -> None:
     source = parser.add_mutually_exclusive_group()
     source.add_argument("--server", metavar="HOST:PORT", help="ask a server instead, at its server.port")
     source.add_argument(
-        "--url", metavar="URL", help="ask a server at its server.metrics_port, as http://127.0.0.1:9100"
+        "--url", metavar="URL", help="ask a server at its server.metrics_port, as http://127.0.0.1:9464"
     )
     parser.add_argument(
         "--certs",

@@ -137,7 +137,7 @@ def _folder_look(folder: Path) -> Look:
 def _url_look(args: argparse.Namespace) -> Look:
     url = urlsplit(args.url)
     if url.scheme not in ("http", "https") or not url.hostname or url.username is not None:
-        raise CommandError(f"--url should be as http://127.0.0.1:9100. Found {printable(args.url)}")
+        raise CommandError(f"--url should be as http://127.0.0.1:9464. Found {printable(args.url)}")
     address = f"{url.scheme}://{url.netloc}/state.json"
     headers: dict[str, str] = {}
     if args.token_file:

@@ -113,7 +113,7 @@ def claim(name: str) -> Object:
 
 
 def network_policies(plan: Plan, name: str) -> tuple[Object, Object]:
-    """Who may reach whom: workers the server, and the service of names; and nobody anything else."""
+    """Who may reach whom: workers the server and DNS; and nobody anything else."""
     ports = [
         {"port": port.number, "protocol": "TCP"} for port in plan.server.ports if port.name != "metrics"
     ]

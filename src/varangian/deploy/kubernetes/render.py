@@ -201,7 +201,7 @@ def _workers(plan: Plan, options: Options, role: Literal["worker", "byzantine"],
 def _network(plan: Plan, options: Options) -> str:
     head = _head(
         options,
-        "Who may reach whom: workers the server, and names (port 53); the server nobody. It is of use "
+        "Who may reach whom: workers the server, and DNS (port 53); the server nobody. It is of use "
         "where the network of the cluster knows NetworkPolicy. Where programs load data from elsewhere, "
         "add an egress rule.",
     )
