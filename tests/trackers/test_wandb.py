@@ -7,6 +7,7 @@ import struct
 import subprocess
 import sys
 import textwrap
+import time
 from dataclasses import replace
 
 import pytest
@@ -61,8 +62,11 @@ def test_a_run_that_goes_on_is_the_same_run(facts, record, wandb):
         followers.close()
         assert [note for note in notes if not note.startswith(("tracker wandb: ", "waiting for"))] == []
         assert any(note.startswith("tracker wandb: wandb sync ") for note in notes)
-        # wandb names folders by the second.
         (facts.folder / "wandb").rename(facts.folder / f"wandb-{rounds.start}")
+        # wandb names folders, and its one service both starts, by the second.
+        ended = int(time.time())
+        while int(time.time()) == ended:
+            time.sleep(0.02)
     files = sorted(facts.folder.glob("wandb-*/offline-run-*/run-*.wandb"))
     found = [record for file in files for record in records(file)]
     runs = [record.run for record in found if record.HasField("run")]
