@@ -219,11 +219,11 @@ def test_why_tasks_wait_is_told_once(plan, swept, queue):
     def held(handle):
         asked.append(handle)
         found = states(handle) if len(asked) > 8 else None
-        return found or {index: State("waiting", "JobHeldUser") for index in range(3)}
+        return found or {index: State("waiting", "JobHeldUser\x1b[2J\n") for index in range(3)}
 
     queue.states, view = held, Notes()
     assert not swept(plan, view=view).failed
-    assert view.notes == [f"Fake j{n}: 3 tasks wait: JobHeldUser" for n in (0, 1)]
+    assert view.notes == [f"Fake j{n}: 3 tasks wait: JobHeldUser\\x1b[2J\\n" for n in (0, 1)]
 
 
 def test_an_engine_that_does_not_answer_is_asked_again(plan, swept, queue):

@@ -16,6 +16,7 @@ from varangian.experiments.sweep.processes.forker import Round
 from varangian.experiments.sweep.processes.job import Ending, Job, record_crash
 from varangian.experiments.sweep.processes.runner import Event, Remark
 from varangian.launch import RunError
+from varangian.protos.text import escape
 
 LOOK = 0.5
 """Seconds between two looks at the endings in the folders of batches."""
@@ -29,6 +30,8 @@ FAREWELL = 40.0
 """Seconds for the tasks of a batch to end that is cancelled; engines wait before they kill."""
 ABANDONED = 600.0
 """Seconds after which a batch that no engine has, and no sweep looks after, is never handed over."""
+SENTENCE = 1000
+"""Characters of what an engine says."""
 FOLLOWED = 16
 """Runs whose rounds are read: those on the screen."""
 
@@ -310,7 +313,7 @@ class QueueRunner:
     def _record(self, live: _Live, id: str, index: int, state: State) -> str:
         sentence = f"its task {index} of {self._queue.title} {live.handle} ended without a result"
         if state.reason:
-            sentence += f": {state.reason}"
+            sentence += f": {escape(state.reason, SENTENCE)}"
         if words := live.batch.last_words(index):
             sentence += f"; and printed last: {words}"
         if (job := self._jobs.get(id)) is not None:
@@ -324,14 +327,13 @@ class QueueRunner:
             if (key := f"{live.handle} {reason}") not in self._said:
                 self._said.add(key)
                 count = waiting.count(reason)
-                self._told.append(
-                    Remark(f"{self._queue.title} {live.handle}: {count} tasks wait: {reason}")
-                )
+                text = f"{self._queue.title} {live.handle}: {count} tasks wait: {reason}"
+                self._told.append(Remark(escape(text, SENTENCE)))
 
     def _remark(self, text: str) -> None:
         if text not in self._said:
             self._said.add(text)
-            self._told.append(Remark(text))
+            self._told.append(Remark(escape(text, SENTENCE)))
 
 
 def rounds_of(folder: Path) -> int:
