@@ -25,7 +25,8 @@ P = TypeVar("P", bound="Part")
 class Part(Protocol):
     """Base of rules and mixings.
 
-    A rule without a guarantee against Byzantine rows has an attribute `robust = False`.
+    A rule without a guarantee against Byzantine rows has an attribute `robust = False`; one that asks for
+    the reference, `uses_reference = True`, without which it may not be given one.
     """
 
     def requires(self, n: int, f: int, /) -> str | None:
@@ -268,6 +269,12 @@ def tolerance(part: Part) -> int | None:
 def by_place(part: Part) -> bool:
     """Whether a part names rows by their place."""
     return is_naming(part) and bool(getattr(part, "by_place", True))
+
+
+def uses_reference(part: Part) -> bool:
+    """Whether what a part makes of the rows depends on the reference; of a class from elsewhere it may."""
+    ours = type(part).__module__.startswith("varangian.aggregators.")
+    return bool(getattr(part, "uses_reference", not ours))
 
 
 def in_place(mixing: Mixing) -> bool:

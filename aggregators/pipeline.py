@@ -362,7 +362,7 @@ class _ValidRows:
         rows = self.rows
         if coords is None and (vector := self.given.update(rule, rows, self.reference)) is not None:
             return Aggregate(vector, None, self.dropped)
-        if coords is not None and (chosen := _rows_of_points(coords)):  # then nothing need be multiplied
+        if coords is not None and (chosen := rows_of_points(coords)):  # then nothing need be multiplied
             rows, coords = Rows(tuple(rows.vectors[i] for i in chosen)), None
         points = len(rows) if coords is None else len(coords)
         reduce = rule.order(points) if is_ordered(rule) else answers.column_reduction(rule)
@@ -383,7 +383,7 @@ class _ValidRows:
         if vector is None:
             vector = self._combined(rule, coords)
         said = answers.explanation(rule, gram) if is_explained(rule) else {}
-        points, rows = _single_rows(gram.coords)
+        points, rows = single_rows(gram.coords)
         details = {name: self._placed(values[points], rows) for name, values in said.items() if len(rows)}
         weights = self._of_all(coords[:-1], 0.0)
         spread = gram.spread(place)
@@ -522,14 +522,14 @@ def _why_displaced(part: Part, moved: Mixing | None) -> str | None:
     return f"it names a row by its place, and behind {shown(moved)} another point may stand there"
 
 
-def _single_rows(coords: Tensor) -> tuple[Tensor, Tensor]:
+def single_rows(coords: Tensor) -> tuple[Tensor, Tensor]:
     """Indices of the points that are a multiple of one row each, and of these rows."""
     there = coords[:, :-1] != 0
     points = (there.sum(dim=1) == 1) & ~there[:, -1]
     return points.nonzero().flatten(), there[points].int().argmax(dim=1)
 
 
-def _rows_of_points(coords: Tensor) -> list[int]:
+def rows_of_points(coords: Tensor) -> list[int]:
     """The row that each point is, given coefficients (k, n+1) of (x_i, r); empty if one is none."""
     given = coords.numpy()
     ones = given[:, :-1] == 1

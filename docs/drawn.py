@@ -24,6 +24,7 @@ WHAT = {
     "launch": "a run in processes or in simulation; what it leaves behind",
     "config": "YAML and key=value to built objects",
     "trackers": "TensorBoard, Weights & Biases, MLflow",
+    "torch": "rules inside torch.distributed",
     "pki": "the authority of a cluster",
     "server": "rounds, rows, the optimizer step, calls",
     "worker": "data, gradients, attacks, pull and push",

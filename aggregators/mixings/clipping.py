@@ -28,6 +28,10 @@ class Clipping:
 
     in_place: ClassVar[bool] = True
 
+    @property
+    def uses_reference(self) -> bool:
+        return self.about == "reference"
+
     def __post_init__(self) -> None:
         check_positive("radius", self.radius)
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import ClassVar
 
 import numpy as np
 import torch
@@ -22,6 +23,8 @@ class CenteredClipping:
     sets tau by hand, and its analysis needs f <= 0.1 n; here tau is by default the median distance to the
     centre, computed anew in each iteration: it follows the scale of the rows, and no minority can raise it.
     """
+
+    uses_reference: ClassVar[bool] = True
 
     tau: float | None = None
     """Radius in the units of the rows; null for the median distance to the centre."""

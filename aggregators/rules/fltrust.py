@@ -34,6 +34,8 @@ class FLTrust:
 
     from_origin: ClassVar[bool] = True
 
+    uses_reference: ClassVar[bool] = True
+
     needs_root: ClassVar[bool] = True
     """The reference must be a gradient of the server's own; the server here does not compute one."""
 

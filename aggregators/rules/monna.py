@@ -47,6 +47,10 @@ class MoNNA:
         return honest_majority(n, self.f) or told_enough(self, f)
 
     @property
+    def uses_reference(self) -> bool:
+        return self.pivot is None
+
+    @property
     def by_place(self) -> bool:
         return self.pivot is not None
 

@@ -1,0 +1,443 @@
+"""A step of the robust reduction: columns of all gradients meet, one decision, the update comes back.
+
+n  ranks     d  numbers of a bucket     s  of them in the shard of one rank, the last ones possibly fewer
+
+Each rank owns the same shard of every bucket: it gets these columns of all n gradients, so that no rank
+ever holds whole ones. What depends on geometry is decided once a step, from sums over all shards.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import warnings
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal, cast
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+from torch.autograd import Variable
+
+from varangian.aggregators import AggregationError, Aggregator, aggregator_from, spec_of
+from varangian.aggregators.base import uses_reference
+from varangian.aggregators.gram import precision_of
+from varangian.aggregators.rows import FLOATS, Rows
+from varangian.aggregators.streaming.sharded import Decision, Measured, decide, measure, refuses
+from varangian.torch.peers import Peer, introduce
+from varangian.torch.steps import Step, SuspectRank, Suspicion, appender
+
+_all_gather: Callable[..., dist.Work | None] = getattr(
+    dist, "all_gather_single", dist.all_gather_into_tensor
+)
+"""Under its newer name, where torch has it."""
+VERSION = 1
+"""Of the state."""
+
+
+@dataclass(eq=False)
+class _Piece:
+    """One bucket on its way."""
+
+    key: tuple[int, ...]
+    """Its parameters: buckets are made anew after the first step, so their numbers mean nothing."""
+    parameters: list[Tensor]
+    d: int
+    s: int
+    mine: int
+    """Columns of the shard of this rank."""
+    memory: Tensor
+    """(n s,): the rows of this shard while they are measured, then the update."""
+    arriving: dist.Work
+    future: torch.futures.Future[Tensor]
+    measured: bool = False
+
+    def rows(self, n: int) -> Rows:
+        """The columns of this shard, of all ranks."""
+        return Rows(self.memory[: n * self.mine].view(n, self.mine).unbind())
+
+
+@dataclass(eq=False)
+class _Group:
+    """The process group, once it is known."""
+
+    group: dist.ProcessGroup
+    n: int
+    rank: int
+    peers: list[Peer]
+    aggregator: Aggregator
+    names: Mapping[int, str]
+    """Of parameters, by their identity; empty where the model is not known."""
+    suspicion: Suspicion
+    records: list[Callable[[Step], None]] = field(default_factory=list[Callable[[Step], None]])
+
+
+class Reduction:
+    """The state of the communication hook: what is settled once, and what is remembered between steps.
+
+    Args:
+        aggregator: by name, as `nnm+trimmed_mean`, as a mapping of a configuration, or an `Aggregator`.
+        f: how many ranks may be faulty; of an `Aggregator` its own counts.
+        process_group: the ranks; by default that of the model, or else all.
+        seed: of the mixings that draw at random; the same on all ranks.
+        on_step: called with the record of each step, on every rank, once gradients are written.
+        log: a file to which rank 0 appends each record as a line of JSON.
+        suspect_after: steps in a row without influence after which a rank is a suspect.
+        on_suspect: called with a suspect on every rank; by default rank 0 and the suspect warn.
+        on_error: what happens where a step has no update, because too many gradients are not finite. In
+            both cases gradients are NaN; with "raise" there is an `AggregationError` on every rank, too,
+            with "nan" none: a gradient scaler, or a check of the loop, sees them.
+
+    Raises:
+        ConfigError: the aggregator is none.
+        ValueError: it cannot work on shards, or another argument is wrong.
+    """
+
+    def __init__(
+        self,
+        aggregator: str | Mapping[str, object] | Aggregator = "nnm+trimmed_mean",
+        f: int = 1,
+        *,
+        process_group: dist.ProcessGroup | None = None,
+        seed: int = 0,
+        on_step: Callable[[Step], None] | None = None,
+        log: str | Path | None = None,
+        suspect_after: int = 10,
+        on_suspect: Callable[[SuspectRank], None] | None = None,
+        on_error: Literal["raise", "nan"] = "raise",
+    ) -> None:
+        self._aggregator = _checked(aggregator, f)
+        if on_error not in ("raise", "nan"):
+            raise ValueError(f"on_error: should be 'raise' or 'nan'. Found {on_error!r}.")
+        if suspect_after < 1:
+            raise ValueError(f"suspect_after: should be a positive integer. Found {suspect_after}.")
+        self._process_group = process_group
+        self._seed = seed
+        self._on_step, self._log = on_step, log
+        self._suspect_after, self._on_suspect = suspect_after, on_suspect
+        self._on_error = on_error
+        self._group: _Group | None = None
+        self._pieces: list[_Piece] = []
+        self._sum: Measured | None = None
+        self._memory: dict[tuple[int, ...], Tensor] = {}
+        self._reference: dict[int, Tensor] = {}
+        """The last update by parameters, flat as in their bucket; empty where no part asks for it."""
+        self._restored: dict[str, Tensor] = {}
+        self._counts: list[int] = []
+        self._step = 0
+        self._last: Step | None = None
+        parts = (*self._aggregator.mix, self._aggregator.rule)
+        self._refers = any(map(uses_reference, parts))
+
+    @property
+    def aggregator(self) -> Aggregator:
+        return self._aggregator
+
+    @property
+    def last(self) -> Step | None:
+        """The record of the last step."""
+        return self._last
+
+    @property
+    def reference(self) -> dict[str, Tensor]:
+        """The last update by names of parameters, flat; empty where no part measures from it."""
+        if self._restored:
+            return dict(self._restored)
+        names = {} if self._group is None else self._group.names
+        return {names.get(key, str(at)): value for at, (key, value) in enumerate(self._reference.items())}
+
+    def generator(self, step: int) -> torch.Generator:
+        """The randomness of a step."""
+        digest = hashlib.blake2b(f"{self._seed} {step}".encode(), digest_size=8).digest()
+        return torch.Generator().manual_seed(int.from_bytes(digest) >> 1)
+
+    def state_dict(self) -> dict[str, Any]:
+        """What the next steps depend on: plain values and tensors, the same on every rank."""
+        counts = self._counts if self._group is None else self._group.suspicion.counts()
+        reference = {name: value.clone() for name, value in self.reference.items()}
+        return {
+            "version": VERSION,
+            "step": self._step,
+            "seed": self._seed,
+            "left_out": [*counts],
+            "reference": reference,
+        }
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Go on from what `state_dict` gave, with the same bits. Every rank loads the same.
+
+        Raises:
+            ValueError: it is no such state, or was made with another seed.
+        """
+        missing = {"version", "step", "seed", "left_out", "reference"} - {*state}
+        if missing or state["version"] != VERSION:
+            found = (
+                f"lacks {', '.join(sorted(missing))}" if missing else f"is of version {state['version']}"
+            )
+            raise ValueError(
+                f"state: should be what state_dict() of version {VERSION} returned. It {found}."
+            )
+        if state["seed"] != self._seed:
+            raise ValueError(
+                f"seed: should be {state['seed']}, as when the state was made, for the same choices. "
+                f"Found {self._seed}."
+            )
+        self._step = int(state["step"])
+        self._counts = [*map(int, state["left_out"])]
+        self._reference = {}
+        self._restored = {str(name): value.detach().clone() for name, value in state["reference"].items()}
+        if self._group is not None:
+            self._group.suspicion.restore(self._counts)
+
+    def attach(
+        self,
+        parameters: Sequence[tuple[str, Tensor]],
+        device: torch.device,
+        group: dist.ProcessGroup | None = None,
+        *,
+        named: bool = True,
+    ) -> None:
+        """Meet the other ranks. Every rank calls it, with the same parameters.
+
+        Raises:
+            ValueError: the aggregator has no guarantee for so many ranks, a parameter has a type that
+                cannot be aggregated, or the ranks were not told the same.
+        """
+        found = self._process_group or group or dist.group.WORLD
+        if found is None:
+            raise ValueError(
+                "process_group: should be initialised: call torch.distributed.init_process_group."
+            )
+        for name, parameter in parameters:
+            if parameter.dtype not in FLOATS:
+                known = ", ".join(str(dtype).removeprefix("torch.") for dtype in FLOATS)
+                raise ValueError(f"parameters.{name}: should be one of {known}. Found {parameter.dtype}.")
+        n, f = found.size(), self._aggregator.tolerance or 0
+        if reason := self._aggregator.requires(n, f):
+            raise ValueError(
+                f"aggregator: has no guarantee for {n} ranks of which {f} may be faulty. {reason}. "
+                "Take more ranks, a smaller f or another rule."
+            )
+        told = {
+            "aggregator": _text(self._aggregator),
+            "f": str(f),
+            "seed": str(self._seed),
+            "on_error": self._on_error,
+            "parameters": " ".join(f"{name}:{tuple(p.shape)}:{p.dtype}" for name, p in parameters),
+        }
+        peers = introduce(told, found, device)
+        suspicion = Suspicion(n, self._suspect_after)
+        suspicion.restore(self._counts)
+        names = {id(parameter): name for name, parameter in parameters} if named else {}
+        rank = dist.get_rank(found)
+        self._group = _Group(found, n, rank, peers, self._aggregator, names, suspicion)
+        if self._log is not None and rank == 0:
+            self._group.records.append(appender(self._log))
+        if self._on_step is not None:
+            self._group.records.append(self._on_step)
+
+    def take(self, bucket: dist.GradBucket) -> torch.futures.Future[Tensor]:
+        """The next bucket of the step; its update is there when the last one was taken."""
+        if bucket.index() == 0:
+            self._pieces, self._sum = [], None  # those of a backward pass that failed on its way
+        buffer, parameters = bucket.buffer(), bucket.parameters()
+        if self._group is None:
+            self.attach([(str(i), p) for i, p in enumerate(parameters)], buffer.device, named=False)
+        group = cast("_Group", self._group)
+        if buffer.layout is not torch.strided or buffer.dtype not in FLOATS:
+            raise ValueError(f"gradients: should be dense floats. Found {buffer.dtype}, {buffer.layout}.")
+        self._pieces.append(self._sent(group, buffer.flatten(), parameters))
+        # In the order of buckets, so that sums do not depend on the time; and without waiting.
+        for piece in self._pieces:
+            if not piece.measured:
+                if not (bucket.is_last() or piece.arriving.is_completed()):
+                    break
+                self._measure(group, piece)
+        if bucket.is_last():
+            self._finish(group)
+        return self._pieces[-1].future if not bucket.is_last() else self._last_future(self._pieces)
+
+    def _last_future(self, pieces: list[_Piece]) -> torch.futures.Future[Tensor]:
+        future = pieces[-1].future
+        self._pieces, self._sum = [], None
+        return future
+
+    def _sent(self, group: _Group, buffer: Tensor, parameters: list[Tensor]) -> _Piece:
+        """The bucket, whose shards are on their way to their owners."""
+        n, d = group.n, buffer.numel()
+        s = -(-d // n)
+        sizes = [max(0, min(s, d - rank * s)) for rank in range(n)]
+        mine, key = sizes[group.rank], tuple(map(id, parameters))
+        memory = self._memory.get(key)
+        if memory is None or memory.shape != (n * s,) or memory.dtype != buffer.dtype:
+            memory = self._memory[key] = torch.zeros(n * s, dtype=buffer.dtype, device=buffer.device)
+        work = dist.all_to_all_single(
+            memory[: n * mine], buffer, [mine] * n, sizes, group=group.group, async_op=True
+        )
+        assert work is not None
+        devices: list[Any] = [] if buffer.device.type == "cpu" else [buffer.device]
+        future: torch.futures.Future[Tensor] = torch.futures.Future(devices=devices)
+        return _Piece(key, parameters, d, s, mine, memory, work, future)
+
+    def _measure(self, group: _Group, piece: _Piece) -> None:
+        piece.arriving.wait()
+        piece.measured = True
+        if piece.mine:
+            found = measure(self._aggregator, piece.rows(group.n), self._shard_of_reference(group, piece))
+            self._sum = found if self._sum is None else self._sum + found
+
+    def _shard_of_reference(self, group: _Group, piece: _Piece) -> Tensor | None:
+        """The columns of the last update that this rank owns; None where there is none."""
+        if not self._refers:
+            return None
+        for parameter in piece.parameters if self._restored else ():
+            name = group.names.get(id(parameter), "")
+            kept = self._restored.get(name)
+            if kept is None or kept.numel() != parameter.numel():
+                raise ValueError(
+                    f"state.reference.{name}: should have {parameter.numel()} numbers, as the parameter. "
+                    f"Found {'none' if kept is None else kept.numel()}."
+                )
+            self._reference[id(parameter)] = kept.to(device=piece.memory.device).flatten()
+        if any(key not in self._reference for key in piece.key):
+            return None
+        start, flat = group.rank * piece.s, [self._reference[key] for key in piece.key]
+        whole = torch.cat(flat) if len(flat) > 1 else flat[0]
+        working = torch.float64 if piece.memory.dtype is torch.float64 else torch.float32
+        return whole[start : start + piece.mine].to(working)
+
+    def _finish(self, group: _Group) -> None:
+        """One decision for all buckets, and their updates."""
+        pieces = self._pieces
+        self._memory = {piece.key: piece.memory for piece in pieces}
+        total = self._added_up(group, pieces[0].memory.device)
+        error: Exception | None = None
+        decision: Decision | None = None
+        precision = max(
+            precision_of(Rows((piece.memory,))) for piece in pieces
+        )  # of the narrowest type of a bucket
+        try:
+            decision = decide(self._aggregator, total, self.generator(self._step), precision=precision)
+        except AggregationError as reason:
+            error = reason
+        if decision is not None:
+            error = self._update(group, pieces, decision)
+        if error is not None:
+            for piece in pieces:
+                piece.memory.fill_(torch.nan)
+        elif self._refers:
+            self._remember(pieces)
+        self._restored = {}
+        step = _record(self._step, total, decision, error)
+        self._step += 1
+        self._last = step
+        for piece in pieces:
+            piece.future.set_result(piece.memory[: piece.d])
+        _after_gradients(lambda: self._tell(group, step, error))
+
+    def _added_up(self, group: _Group, device: torch.device) -> Measured:
+        """The sum of what all ranks measured: the same bits on each."""
+        n, mine = group.n, self._sum or Measured.nothing(group.n)
+        numbers = torch.cat([mine.products.flatten(), mine.invalid]).to(device)
+        dist.all_reduce(numbers, group=group.group)
+        numbers = numbers.cpu()
+        return Measured(numbers[:-n].view(n + 2, n + 2), numbers[-n:])
+
+    def _update(self, group: _Group, pieces: list[_Piece], decision: Decision) -> Exception | None:
+        """Apply the decision to the shards and exchange them; why there is no update, if there is none."""
+        error: Exception | None = None
+        gathered: list[dist.Work] = []
+        for piece in pieces:
+            shard = torch.zeros(piece.s, dtype=piece.memory.dtype, device=piece.memory.device)
+            if piece.mine:
+                try:
+                    reference = self._shard_of_reference(group, piece)
+                    shard[: piece.mine] = decision.apply(piece.rows(group.n), reference)
+                except AggregationError as reason:
+                    error = error or reason
+                    shard.fill_(torch.nan)  # which the other ranks see
+            work = _all_gather(piece.memory, shard, group=group.group, async_op=True)
+            assert work is not None
+            gathered.append(work)
+        for work in gathered:
+            work.wait()
+        if error is None and not decision.certain:
+            sound = all(bool(piece.memory[: piece.d].isfinite().all()) for piece in pieces)
+            if not sound:
+                return AggregationError("The update has numbers that are not finite.")
+        return error
+
+    def _remember(self, pieces: list[_Piece]) -> None:
+        """Keep the update: the next steps measure from it."""
+        for piece in pieces:
+            at = 0
+            for parameter in piece.parameters:
+                stop = at + parameter.numel()
+                kept = self._reference.get(id(parameter))
+                if kept is None:
+                    self._reference[id(parameter)] = piece.memory[at:stop].clone()
+                else:
+                    kept.copy_(piece.memory[at:stop])
+                at = stop
+
+    def _tell(self, group: _Group, step: Step, error: Exception | None) -> None:
+        """Say what became of a step; gradients are written by now."""
+        for tell in group.records:
+            tell(step)
+        for rank in group.suspicion.see(step):
+            peer = group.peers[rank]
+            suspect = SuspectRank(rank, self._suspect_after, peer.host, peer.device)
+            if self._on_suspect is not None:
+                self._on_suspect(suspect)
+            elif group.rank in (0, rank):
+                warnings.warn(str(suspect), RuntimeWarning, stacklevel=2)
+        if error is not None and self._on_error == "raise":
+            raise AggregationError(f"Step {step.step}: {step.error}") from error
+
+
+def _checked(aggregator: str | Mapping[str, object] | Aggregator, f: int) -> Aggregator:
+    built = (
+        aggregator if isinstance(aggregator, Aggregator) else aggregator_from(aggregator, "aggregator", f=f)
+    )
+    if reason := refuses(built):
+        raise ValueError(f"aggregator: should work on single columns or on distances alone. {reason}.")
+    if getattr(built.rule, "needs_root", False):
+        raise ValueError(
+            f"aggregator: {built.rule!r} needs a gradient on data that all ranks trust, and there is none. "
+            "Take another rule, such as nnm+trimmed_mean."
+        )
+    return built
+
+
+def _text(aggregator: Aggregator) -> str:
+    """The aggregator as a text that is the same on all ranks."""
+    try:
+        return repr(spec_of(aggregator))
+    except KeyError:  # a class that is registered nowhere
+        return ", ".join(type(part).__qualname__ for part in (*aggregator.mix, aggregator.rule))
+
+
+def _record(number: int, total: Measured, decision: Decision | None, error: Exception | None) -> Step:
+    dropped = tuple(total.invalid.nonzero().flatten().tolist())
+    if decision is None or error is not None:
+        ranks = f" Not finite: {', '.join(map(str, dropped))}." if dropped else ""
+        return Step(number, dropped, None, error=f"{error}{ranks}")
+    weights, distances = decision.weights, decision.distances
+    return Step(
+        number,
+        dropped,
+        None if weights is None else tuple(weights.tolist()),
+        decision.reference_weight,
+        decision.spread,
+        None if distances is None else tuple(distances.tolist()),
+    )
+
+
+def _after_gradients(act: Callable[[], None]) -> None:
+    """Call this when the backward pass has written all gradients, so that an error leaves DDP whole.
+
+    The hook runs before DDP has asked for its own last call; one asked for in ours comes after it.
+    """
+    engine: Any = Variable._execution_engine  # pyright: ignore[reportPrivateUsage]
+    engine.queue_callback(lambda: engine.queue_callback(act))

@@ -1,0 +1,335 @@
+"""`robust`: DistributedDataParallel with a rule in the place of its average, on real processes."""
+
+import json
+import subprocess
+import sys
+import warnings
+from contextlib import nullcontext
+
+import pytest
+import torch
+from tests.torch.ranks import on_ranks
+from torch import nn
+from torch.nn.parallel import DistributedDataParallel
+
+from varangian.aggregators import AggregationError, Aggregator, Krum, aggregator_from
+from varangian.aggregators.base import is_columnwise, is_selecting
+from varangian.torch import robust
+from varangian.torch.reduction import Reduction
+
+
+class Net(nn.Module):
+    """Odd sizes, a parameter of one number, and one that is not always used."""
+
+    def __init__(self, dtype=torch.float32, mixed=False):
+        super().__init__()
+        self.first = nn.Linear(7, 301, dtype=dtype)
+        self.second = nn.Linear(301, 13, dtype=torch.float64 if mixed else dtype)
+        self.scale = nn.Parameter(torch.ones(1, dtype=dtype))
+        self.spare = nn.Linear(3, 2, dtype=dtype)
+
+    def forward(self, x, spare=False):
+        hidden = torch.tanh(self.first(x)) * self.scale
+        out = self.second(hidden.to(self.second.weight.dtype))
+        return out.float().square().mean() + (self.spare(x[:, :3]).float().sum() if spare else 0)
+
+
+def batch(rank, step, dtype=torch.float32):
+    rng = torch.Generator().manual_seed(1000 * step + rank)
+    return torch.randn(5, 7, generator=rng).to(dtype)
+
+
+def flat(grads):
+    return torch.cat([grad.flatten() for grad in grads])
+
+
+def own_gradient(model, rank, step, bad, spare, dtype):
+    """The loss of a rank; a bad one has another factor, so also its gradient."""
+    return model(batch(rank, step, dtype), spare) * bad.get(rank, 1.0)
+
+
+def compare(rank, spec, f, options):
+    """Steps of a model with the hook, and of an identical one whose gradients are gathered and aggregated.
+
+    Returns the record of each step and how far gradients and parameters of both are apart.
+    """
+    import torch.distributed as dist
+
+    n, dtype = dist.get_world_size(), options.get("dtype", torch.float32)
+    bad, steps = options.get("bad", {}), options.get("steps", 3)
+    mixed, spare = options.get("mixed", False), options.get("spare", False)
+    torch.manual_seed(7)
+    plain, model = Net(dtype, mixed), Net(dtype, mixed)
+    model.load_state_dict(plain.state_dict())
+    wrapped = DistributedDataParallel(model, **options.get("ddp", {}))
+    records = []
+    reduction = robust(wrapped, spec, f, seed=3, on_step=records.append, on_error="nan")
+    aggregator, last, apart = reduction.aggregator, None, []
+    learn = [torch.optim.SGD(each.parameters(), lr=0.1) for each in (plain, model)]
+    for step in range(steps):
+        for each in learn:
+            each.zero_grad(set_to_none=step % 2 == 0)
+        for accumulated in (*([1] if options.get("no_sync") else []), 0):
+            place = 10 * step + accumulated
+            own_gradient(plain, rank, place, bad, spare, dtype).backward()
+            with wrapped.no_sync() if accumulated else nullcontext():
+                own_gradient(wrapped, rank, place, bad, spare, dtype).backward()
+        used = [p for p in plain.parameters() if p.grad is not None]
+        wide = torch.float64 if mixed else dtype
+        mine = flat([p.grad.to(wide) for p in used])
+        rows = [torch.empty_like(mine) for _ in range(n)]
+        dist.all_gather(rows, mine)
+        whole = aggregator(torch.stack(rows), last, reduction.generator(step))
+        last = whole.vector
+        for p, part in zip(used, last.split([p.numel() for p in used]), strict=True):
+            p.grad = part.clone().view_as(p).to(p.dtype)
+        pairs = zip(model.parameters(), plain.parameters(), strict=True)
+        found = flat([p.grad.to(wide) for p, other in pairs if other.grad is not None])
+        scale = float(last.abs().max())
+        apart.append(
+            {
+                "equal": torch.equal(found, last.to(found.dtype)),
+                "apart": float((found - last).abs().max()) / scale,
+                "weights": None if whole.weights is None else tuple(whole.weights.tolist()),
+                "dropped": whole.dropped,
+                "spread": whole.spread,
+            }
+        )
+        for each in learn:
+            each.step()
+    parameters = flat([p.detach().double() for p in model.parameters()])
+    return records, apart, parameters
+
+
+def check(answers, aggregator, tolerance=1e-6):
+    columnwise = is_columnwise(aggregator.rule) and not aggregator.mix and not is_selecting(aggregator.rule)
+    records = answers[0][0]
+    assert [record.step for record in records] == [*range(len(answers[0][1]))]
+    for given, apart, parameters in answers:
+        assert given == records or str(given) == str(records)  # NaN is not equal to itself
+        assert torch.equal(parameters, answers[0][2])
+        for record, one in zip(given, apart, strict=True):
+            assert one["equal"] if columnwise else one["apart"] < tolerance, one
+            assert record.dropped == one["dropped"]
+            assert (record.weights is None) == (one["weights"] is None)
+            if record.weights is not None:
+                assert record.weights == pytest.approx(one["weights"], rel=1e-4, abs=1e-4)
+            if record.spread is not None and one["spread"] is not None:
+                assert record.spread == pytest.approx(one["spread"], rel=1e-4)
+
+
+def several(rank, cases):
+    return [compare(rank, *case) for case in cases]
+
+
+QUICK = [
+    ("nnm+trimmed_mean", 1, {"bad": {1: -1000.0}}),
+    ("median", 1, {"bad": {2: float("nan")}}),
+    ("centered_clipping", 1, {"ddp": {"gradient_as_bucket_view": True}, "no_sync": True}),
+    ("bucketing+mean", 0, {"mixed": True, "spare": True}),
+    ("arc+caf", 1, {"bad": {0: float("inf")}, "ddp": {"find_unused_parameters": True}}),
+]
+"""One case for each thing that may go wrong by itself."""
+SMALL = {"bucket_cap_mb": 0.005}
+"""Several buckets for the small model."""
+
+
+def with_small_buckets(case):
+    spec, f, options = case
+    unused = {} if options.get("spare") else {"find_unused_parameters": True}
+    return spec, f, {**options, "ddp": {**SMALL, **unused, **options.get("ddp", {})}}
+
+
+@pytest.mark.slow
+def test_the_update_is_that_of_the_gathered_gradients(tmp_path):
+    cases = [with_small_buckets(case) for case in QUICK]
+    answers = on_ranks(3, several, tmp_path, cases)
+    for place, (spec, f, _) in enumerate(cases):
+        check([answer[place] for answer in answers], aggregator_from(spec, "aggregator", f=f))
+    dropped = [[record.dropped for record in answers[0][place][0]] for place in range(len(cases))]
+    assert dropped == [[()] * 3, [(2,)] * 3, [()] * 3, [()] * 3, [(0,)] * 3]
+
+
+FULL = [
+    "mean",
+    "median",
+    "trimmed_mean",
+    "meamed",
+    "phocas",
+    "sign_majority",
+    "nnm+trimmed_mean",
+    "nnm+median",
+    "arc+caf",
+    "geometric_median",
+    "centered_clipping",
+    "monna",
+    "mda",
+    "cge",
+    "unit_mean",
+    "smea",
+    "spectral_filter",
+    "mgda",
+    "upgrad",
+    "bucketing+geometric_median",
+    "synthetic+median",
+]
+
+
+@pytest.mark.slow
+@pytest.mark.exhaustive  # the quick test above has one case for each thing that may go wrong
+@pytest.mark.parametrize("n", [2, 3, 4, 5])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_the_update_of_every_rule_is_that_of_the_gathered_gradients(n, dtype, tmp_path):
+    f = (n - 1) // 2
+    cases = []
+    for spec in FULL:
+        if aggregator_from(spec, "aggregator", f=f).requires(n, f) is None:
+            bad = {} if f == 0 or spec in ("mean", "upgrad") else {1: -50.0}
+            cases.append(with_small_buckets((spec, f, {"dtype": dtype, "bad": bad})))
+    assert len(cases) > 10
+    answers = on_ranks(n, several, tmp_path, cases)
+    for place, (spec, _, _) in enumerate(cases):
+        check([answer[place] for answer in answers], aggregator_from(spec, "aggregator", f=f), 3e-6)
+
+
+@pytest.mark.slow
+@pytest.mark.exhaustive
+@pytest.mark.parametrize("n", [1, 5])
+def test_krum_bulyan_and_half_precision(n, tmp_path):
+    cases = [
+        with_small_buckets(("mean", 0, {})),
+        with_small_buckets(("median", 0, {"dtype": torch.bfloat16})),
+    ]
+    if n == 5:
+        cases += [with_small_buckets(("multi_krum", 1, {"bad": {3: -1000.0}}))]
+        cases += [with_small_buckets(("median", 2, {"bad": {0: float("nan"), 4: float("inf")}}))]
+    answers = on_ranks(n, several, tmp_path, cases)
+    for place, (spec, f, _) in enumerate(cases):
+        check([answer[place] for answer in answers], aggregator_from(spec, "aggregator", f=f))
+
+
+def fails_and_goes_on(rank, folder):
+    """A step with more faults than declared, caught; sound steps; a state, and the same steps again."""
+    torch.manual_seed(7)
+    model = Net()
+    wrapped = DistributedDataParallel(model, find_unused_parameters=True, **SMALL)
+    suspects, records = [], []
+    reduction = robust(
+        wrapped,
+        "centered_clipping",
+        1,
+        on_step=records.append,
+        log=folder / "steps.jsonl",
+        suspect_after=2,
+        on_suspect=suspects.append,
+    )
+    assert reduction.state_dict()["step"] == 0
+
+    def step(place, bad):
+        model.zero_grad()
+        own_gradient(wrapped, rank, place, bad, False, torch.float32).backward()
+        return flat([p.grad for p in model.parameters() if p.grad is not None])
+
+    first = step(0, {})
+    errors = []
+    try:
+        step(1, {0: float("nan"), 2: float("nan")})
+    except AggregationError as error:
+        errors.append(str(error))
+    nothing = flat([p.grad for p in model.parameters() if p.grad is not None])
+    state = reduction.state_dict()
+    after = [step(2, {1: float("nan")}), step(3, {1: float("nan")})]
+    told = [str(suspect) for suspect in suspects]
+    reduction.load_state_dict(state)
+    again = [step(2, {1: float("nan")}), step(3, {1: float("nan")})]
+    return {
+        "first": bool(first.isfinite().all()),
+        "errors": errors,
+        "nothing": bool(nothing.isnan().all()),
+        "same": all(map(torch.equal, after, again)),
+        "reference": {name: value.numel() for name, value in state["reference"].items()},
+        "after": after,
+        "suspects": told,
+        "steps": [(record.step, record.dropped) for record in records],
+    }
+
+
+@pytest.mark.slow
+def test_a_step_without_an_update_is_an_error_on_every_rank_and_training_goes_on(tmp_path):
+    answers = on_ranks(3, fails_and_goes_on, tmp_path, tmp_path)
+    for answer in answers:
+        (error,) = answer["errors"]
+        assert error.startswith("Step 1: 2 of 3 rows are provably invalid")
+        assert error.endswith("Not finite: 0, 2.")
+        assert answer["first"]
+        assert answer["nothing"]
+        assert answer["same"]
+        assert all(map(torch.equal, answer["after"], answers[0]["after"]))
+        assert {"first.weight": 7 * 301, "scale": 1}.items() <= answer["reference"].items()
+        assert answer["steps"] == [(0, ()), (1, (0, 2)), (2, (1,)), (3, (1,)), (2, (1,)), (3, (1,))]
+        (suspect, *_) = answer["suspects"]
+        assert suspect.startswith("Rank 1 (host ")
+        assert "for 2 steps in a row" in suspect
+    lines = [json.loads(line) for line in (tmp_path / "steps.jsonl").read_text().splitlines()]
+    assert [line["step"] for line in lines] == [0, 1, 2, 3, 2, 3]
+    assert lines[1] == {"step": 1, "dropped": [0, 2], "error": lines[1]["error"]}
+    assert lines[2]["weights"][1] == 0
+
+
+def disagrees(rank):
+    said = []
+    for given in ({"aggregator": ("median", "trimmed_mean")[rank == 1]}, {"f": 2}, {"aggregator": "mean"}):
+        model = DistributedDataParallel(nn.Linear(2, 2))
+        try:
+            robust(model, **{"aggregator": "median", "f": 1, **given})
+            robust(model, **{"aggregator": "median", "f": 1, **given})
+        except ValueError as error:
+            said.append(str(error))
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        try:
+            robust(DistributedDataParallel(nn.Linear(2, 2).to(torch.complex64)))
+        except ValueError as error:
+            said.append(str(error))
+    return said
+
+
+@pytest.mark.slow
+def test_ranks_that_were_told_different_things_hear_it(tmp_path):
+    for said in on_ranks(3, disagrees, tmp_path):
+        different, too_few, twice, complex_ = said
+        assert different.startswith("aggregator: should be the same on all ranks.")
+        assert "ranks 0, 2 and rank 1" in different
+        assert "no guarantee for 3 ranks of which 2 may be faulty" in too_few
+        assert twice.startswith("model: should have no communication hook")
+        assert complex_.startswith("parameters.weight: should be one of float16")
+
+
+def test_what_cannot_work_is_refused_before_any_rank_is_asked():
+    with pytest.raises(ValueError, match="aggregator: should work on single columns"):
+        Reduction(Aggregator(Krum(f=1), per_block=True))
+    with pytest.raises(ValueError, match="needs a gradient on data that all ranks trust"):
+        Reduction("fltrust")
+    with pytest.raises(ValueError, match="aggregator"):
+        Reduction("nnm")
+    with pytest.raises(ValueError, match="on_error: should be 'raise' or 'nan'"):
+        Reduction(on_error="skip")
+    with pytest.raises(
+        ValueError, match=r"model: should be wrapped in DistributedDataParallel\. Found Linear"
+    ):
+        robust(nn.Linear(2, 2))
+    with pytest.raises(ValueError, match="state: should be what state_dict"):
+        Reduction().load_state_dict({"version": 1})
+    with pytest.raises(ValueError, match="seed: should be 4"):
+        Reduction().load_state_dict(Reduction(seed=4).state_dict())
+
+
+@pytest.mark.slow
+@pytest.mark.exhaustive  # that the module imports is seen above
+@pytest.mark.parametrize("order", ["import varangian.torch, torch", "import torch, varangian.torch"])
+def test_the_package_does_not_hide_torch(order):
+    says = "print(torch.tensor([1]).sum().item(), varangian.torch.robust.__name__, 'grpc' in sys.modules)"
+    done = subprocess.run(
+        [sys.executable, "-c", f"import sys; {order}; {says}"], capture_output=True, text=True, check=True
+    )
+    assert done.stdout.split() == ["1", "robust", "False"]
