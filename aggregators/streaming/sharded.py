@@ -220,7 +220,8 @@ def _weighed(
 ) -> Decision:
     place = points.combination(answers.weights(rule, points))
     coords = on_rows(place)
-    said = answers.explanation(rule, points) if is_explained(rule) else {}
+    asked: Any = rule
+    said = answers.explanation(asked, points) if is_explained(asked) else {}
     single, rows = single_rows(points.coords)
     blank = torch.full((len(kept),), torch.nan, dtype=torch.float64)
     placed = _placing(n, kept)

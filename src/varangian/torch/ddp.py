@@ -15,7 +15,10 @@ from varangian.torch.reduction import Reduction
 from varangian.torch.steps import Step, SuspectRank
 
 
-def robust_hook(state: Reduction, bucket: dist.GradBucket) -> torch.futures.Future[torch.Tensor]:
+def robust_hook(
+    state: Reduction,
+    bucket: dist.GradBucket,  # type: ignore[name-defined]  # pyright: ignore[reportPrivateImportUsage]
+) -> torch.futures.Future[torch.Tensor]:
     """The communication hook, to register by hand: `register_comm_hook(Reduction(...), robust_hook)`."""
     return state.take(bucket)
 
@@ -53,9 +56,10 @@ def robust(
         ValueError: the rule has no guarantee for so many ranks, ranks were told different things, or the
             model has a communication hook already.
     """
-    if not isinstance(model, DistributedDataParallel):
+    given: object = model
+    if not isinstance(given, DistributedDataParallel):
         raise ValueError(
-            f"model: should be wrapped in DistributedDataParallel. Found {type(model).__name__}. "
+            f"model: should be wrapped in DistributedDataParallel. Found {type(given).__name__}. "
             "Write robust(DistributedDataParallel(model), ...)."
         )
     reduction = Reduction(

@@ -13,7 +13,7 @@ import warnings
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal, cast
+from typing import Any, Literal, Protocol, cast
 
 import torch
 import torch.distributed as dist
@@ -29,11 +29,20 @@ from varangian.torch.peers import Peer, introduce
 from varangian.torch.steps import Step, SuspectRank, Suspicion, appender
 
 _all_gather: Callable[..., dist.Work | None] = getattr(
-    dist, "all_gather_single", dist.all_gather_into_tensor
+    dist, "all_gather_single" if hasattr(dist, "all_gather_single") else "all_gather_into_tensor"
 )
 """Under its newer name, where torch has it."""
 VERSION = 1
 """Of the state."""
+
+
+class Bucket(Protocol):
+    """What is asked of a bucket of gradients: `torch.distributed.GradBucket`."""
+
+    def index(self) -> int: ...
+    def buffer(self) -> Tensor: ...
+    def parameters(self) -> list[Tensor]: ...
+    def is_last(self) -> bool: ...
 
 
 @dataclass(eq=False)
@@ -237,7 +246,7 @@ class Reduction:
         if self._on_step is not None:
             self._group.records.append(self._on_step)
 
-    def take(self, bucket: dist.GradBucket) -> torch.futures.Future[Tensor]:
+    def take(self, bucket: Bucket) -> torch.futures.Future[Tensor]:
         """The next bucket of the step; its update is there when the last one was taken."""
         if bucket.index() == 0:
             self._pieces, self._sum = [], None  # those of a backward pass that failed on its way
