@@ -14,7 +14,7 @@ from tests.extent import patience
 
 # Processes are forked from one that has imported torch: each would take seconds for that by itself.
 CONTEXT = multiprocessing.get_context("forkserver")
-CONTEXT.set_forkserver_preload([__name__])
+CONTEXT.set_forkserver_preload(["torch", "torch._dynamo", __name__])  # DDP imports the second
 
 
 def on_ranks(n: int, act: Callable[..., Any], folder: Path, *given: Any) -> list[Any]:

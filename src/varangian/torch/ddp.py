@@ -56,12 +56,7 @@ def robust(
         ValueError: the rule has no guarantee for so many ranks, ranks were told different things, or the
             model has a communication hook already.
     """
-    given: object = model
-    if not isinstance(given, DistributedDataParallel):
-        raise ValueError(
-            f"model: should be wrapped in DistributedDataParallel. Found {type(given).__name__}. "
-            "Write robust(DistributedDataParallel(model), ...)."
-        )
+    _check_wrapped(model)
     reduction = Reduction(
         aggregator,
         f,
@@ -81,3 +76,11 @@ def robust(
             f"model: should have no communication hook, and be before its first backward pass. {error}"
         ) from error
     return reduction
+
+
+def _check_wrapped(model: object) -> None:
+    if not isinstance(model, DistributedDataParallel):
+        raise ValueError(
+            f"model: should be wrapped in DistributedDataParallel. Found {type(model).__name__}. "
+            "Write robust(DistributedDataParallel(model), ...)."
+        )
