@@ -208,6 +208,18 @@ def test_krum_bulyan_and_half_precision(n, tmp_path):
         check([answer[place] for answer in answers], aggregator_from(spec, "aggregator", f=f))
 
 
+@pytest.mark.slow
+@pytest.mark.exhaustive  # the quick test has the other ways of DDP
+@pytest.mark.parametrize("view", [False, True])
+def test_a_static_graph(view, tmp_path):
+    ddp = {**SMALL, "static_graph": True, "gradient_as_bucket_view": view}
+    cases = [("arc+caf", 1, {"ddp": ddp, "spare": True, "bad": {1: -100.0}, "steps": 4})]
+    cases += [("monna", 1, {"ddp": ddp, "bad": {2: float("nan")}, "steps": 4})]  # with unused parameters
+    answers = on_ranks(3, several, tmp_path, cases)
+    for place, (spec, f, _) in enumerate(cases):
+        check([answer[place] for answer in answers], aggregator_from(spec, "aggregator", f=f), 3e-6)
+
+
 def fails_and_goes_on(rank, folder):
     """A step with more faults than declared, caught; sound steps; a state, and the same steps again."""
     torch.manual_seed(7)
