@@ -315,7 +315,7 @@ def test_a_full_disk(tmp_path):
     program = (
         "import resource, signal, sys; from pathlib import Path; "
         "signal.signal(signal.SIGXFSZ, signal.SIG_IGN); "
-        "resource.setrlimit(resource.RLIMIT_FSIZE, (4096, 4096)); "
+        "sys.dont_write_bytecode = True; resource.setrlimit(resource.RLIMIT_FSIZE, (4096, 4096)); "
         "from varangian.cli.commands.doctor.disk import check_output; "
         "print(check_output(Path(sys.argv[1])))"
     )

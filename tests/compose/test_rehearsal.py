@@ -108,8 +108,8 @@ def becomes_healthy(server, start, port):
 )
 def test_the_commands_of_the_file_train_a_model(compose, start, port, tmp_path, how):
     pytest.importorskip("cryptography")
-    # The authority, the server, two workers and an attacker.
-    assert certificates(compose, tmp_path).count("made ") == 5
+    # The authority, the server, two workers and an attacker, and the token of the metrics port.
+    assert certificates(compose, tmp_path).count("made ") == 6
     server = start("server", command(compose, "server"))
     becomes_healthy(server, start, port)
     doctor = start("server", ["doctor", "--server", f"127.0.0.1:{port}"])

@@ -101,6 +101,8 @@ class Going:
         return self.result
 
 
+# asyncio leaves a connection that it accepts while its loop ends to the interpreter, which closes it.
+@pytest.mark.filterwarnings("ignore:Exception ignored in. <socket:pytest.PytestUnraisableExceptionWarning")
 def test_a_run_does_not_notice_who_calls(tmp_path):
     expected = run(load(None, [*SETTINGS, "backend=simulate", f"output={tmp_path / 'alone'}"]))
     going = Going(tmp_path)

@@ -13,7 +13,7 @@ WITHOUT_EFFECT = (
     *("output", "trackers"),
     *("server.host", "server.port", "server.data_port", "server.enrol_port"),
     *("server.metrics_port", "server.metrics_host", "server.metrics_token"),
-    *("server.heartbeat", "server.tls"),
+    *("server.heartbeat", "server.tls", "server.traces"),
     *("server.absent_after", "server.stop_grace", "server.checkpoint", "server.keep_rows"),
     *("worker.per_process", "worker.patience", "worker.state", "worker.heartbeat"),
 )

@@ -84,7 +84,7 @@ def records(folder):
     for line in (folder / "rounds.jsonl").read_text().splitlines():
         record = json.loads(line)
         record["wait"] = record.pop("seconds").get("wait")
-        for name in ("before", "resumed"):
+        for name in ("before", "resumed", "aggregation"):
             record.pop(name, None)
         found[record["round"]] = record
     return found

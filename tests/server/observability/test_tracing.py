@@ -1,4 +1,5 @@
 import gzip
+import socket
 import threading
 from contextlib import suppress
 from dataclasses import replace
@@ -184,14 +185,15 @@ def test_spans_go_where_the_environment_says(collector, monkeypatch):
     assert spans["round"].end_time_unix_nano == 1000 * MILLI
 
 
-def test_a_collector_that_is_not_there_delays_no_round_and_no_end(monkeypatch, caplog):
+def test_a_collector_that_does_not_answer_delays_no_round_and_no_end(monkeypatch, caplog):
     pytest.importorskip("opentelemetry.exporter.otlp.proto.http")
-    monkeypatch.setenv("OTEL_EXPORTER_OTLP_ENDPOINT", "http://127.0.0.1:9")
     monkeypatch.setenv("OTEL_EXPORTER_OTLP_TIMEOUT", "1")
     monkeypatch.setattr(tracing, "FLUSH", 0.01)
-    made = Tracing("a-run", 0)
-    made.observe(RECORD)
-    made.close()
+    with socket.create_server(("127.0.0.1", 0)) as silent:  # it takes connections and says nothing
+        monkeypatch.setenv("OTEL_EXPORTER_OTLP_ENDPOINT", f"http://127.0.0.1:{silent.getsockname()[1]}")
+        made = Tracing("a-run", 0)
+        made.observe(RECORD)
+        made.close()
     assert "the last spans were not sent" in caplog.text
 
 
