@@ -46,7 +46,7 @@ def bind(source, root, target, *, read_only):
 def build(root, pod):
     mount("none", "/", flags=PRIVATE | RECURSIVE)
     mount("pod", root, "tmpfs", options="mode=755,size=16m")
-    for path in [*HOST, *pod["host"]]:
+    for path in HOST:
         bind(path, root, path, read_only=path != "/dev")
     for link in LINKS:
         if pathlib.Path(link).is_symlink():
@@ -61,6 +61,8 @@ def build(root, pod):
         path.chmod(0o755)
     for source, target, read_only in pod["mounts"]:
         bind(source, root, target, read_only=read_only)
+    for path in pod["host"]:  # last, as they may lie below a folder of the pod, as /tmp
+        bind(path, root, path, read_only=True)
     if pod["readOnlyRoot"]:
         mount("none", root, flags=REMOUNT | READ_ONLY)
 
