@@ -19,6 +19,7 @@ from varangian.experiments.results.read import read_runs
 from varangian.experiments.results.run import ResultsError
 from varangian.experiments.results.study import Study
 from varangian.experiments.results.tables import plain
+from varangian.experiments.sweep.engines.batch import FOLDER
 from varangian.experiments.sweep.engines.choice import Engine
 from varangian.experiments.sweep.pace import pace_of_finished
 from varangian.experiments.sweep.plan import Plan
@@ -230,7 +231,8 @@ class _Sweep:
         progress.found = len(progress.outcomes)
         self._view.begin(progress)
         try:
-            if self._todo:
+            # An engine removes what an earlier sweep has left behind that was killed.
+            if self._todo or (progress.engine and (self._plan.output / FOLDER).exists()):
                 with make_runner() as runner:
                     self._work(runner)
         except KeyboardInterrupt as error:
