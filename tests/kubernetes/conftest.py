@@ -70,7 +70,7 @@ class Cluster:
         (self.path / "pods" / pod / "delete").write_text("disruption")
 
     def until(self, found, what):
-        end = time.monotonic() + patience(100)
+        end = time.monotonic() + patience(400)
         while not (answer := found()):
             assert time.monotonic() < end, f"{what}: {self.said()}"
             time.sleep(0.1)

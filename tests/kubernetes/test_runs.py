@@ -9,6 +9,7 @@ import subprocess
 import sys
 
 import pytest
+from tests.extent import patience
 
 from varangian.config import load
 from varangian.deploy.command import write
@@ -16,7 +17,11 @@ from varangian.deploy.emitter import Options
 from varangian.deploy.kubernetes.render import render
 from varangian.launch import run
 
-pytestmark = [pytest.mark.slow, pytest.mark.exhaustive]  # test_kubernetes.py looks at the files
+pytestmark = [
+    pytest.mark.slow,
+    pytest.mark.exhaustive,  # test_kubernetes.py looks at the files
+    pytest.mark.timeout(patience(900)),  # each pod imports torch, and several do at the same time
+]
 SETTINGS = [
     *("workers=4", "f=1", "byzantine={count: 1, attack: sign_flip}", "aggregator=median", "rounds=250"),
     *("model.mlp.hidden=200", "server.quorum=4", "server.wait_factor=null", "server.deadline=300"),
