@@ -1,4 +1,4 @@
-"""What this process may use: memory, processors and processes, on the machine and in its control groups."""
+"""Resources of this process: memory, processors and processes, of the machine and its control groups."""
 
 from __future__ import annotations
 

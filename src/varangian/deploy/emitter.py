@@ -1,4 +1,4 @@
-"""What an engine's module takes and makes: `render(config, options)` returns the files of a deployment.
+"""Emitters of deployments: options that they take, and `render(config, options)`, which returns files.
 
 Every file says at its top what it is and how it was made, and one of them is README.md with the commands
 that a person needs.

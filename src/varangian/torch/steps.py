@@ -1,4 +1,4 @@
-"""What a step of the robust reduction did: its record, its line in a file, and ranks that are left out.
+"""Records of steps of the robust reduction: what is in one, its line in a file, and suspect ranks.
 
 n  ranks
 """

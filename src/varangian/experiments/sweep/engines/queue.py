@@ -1,4 +1,4 @@
-"""What an engine offers a sweep: it queues batches of tasks, says how they are, and cancels them."""
+"""The queue of an engine: takes batches of tasks of a sweep, says how they are, and cancels them."""
 
 from __future__ import annotations
 
