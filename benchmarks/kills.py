@@ -235,7 +235,6 @@ class Run:
         """Lines of the record that were looked at."""
         self._over = False
         """Whether the server was killed after it had said that it ended."""
-        self._late: str | None = None
         """The worker that was killed after the last round, and finds no server any more."""
 
     def kills(self, most: int) -> Iterator[dict[str, Any]]:
@@ -286,7 +285,6 @@ class Run:
         victim.kill()
         self._over = victim is programs.server and programs.has_ended()
         at = programs.count()
-        self._late = victim.name if victim is not programs.server and at >= self._rounds else None
         if self._over:
             return {"kill": number, "victim": victim.name, "lines": at, "seconds": None, "problems": []}
         victim.start()
@@ -361,8 +359,6 @@ class Run:
         """Programs that ended by themselves before the run had."""
         found = []
         for worker in self._programs.workers.values():
-            if worker.name == self._late:
-                continue
             try:
                 code = worker.wait(IN_TIME)
             except subprocess.TimeoutExpired:

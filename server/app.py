@@ -171,7 +171,11 @@ async def serve(
             with frozen_garbage_collector():
                 reason = await coordinator.run(stop, grace)
         if not leaving():
-            await service.farewell(REJOIN if coordinator.began_at_the_end else None)
+            await service.farewell(
+                REJOIN if coordinator.began_at_the_end else None,
+                # Only where somebody restarts workers as well.
+                lambda: limits.restart if returns and not stop.is_set() else 0.0,
+            )
         return reason
 
 

@@ -41,6 +41,9 @@ class Limits:
     """Bytes of parameters up to which they, and each vector, travel in one message with their manifest."""
     grace: float = 5.0
     """Seconds for the workers to hear that the run is finished."""
+    restart: float = 20.0
+    """Seconds since it was last there for which a worker that is gone may come back to hear it: an engine
+    restarts a container or a pod in that time, and a worker that hears nothing waits for its server."""
     age: float = 3600.0
     """Seconds after which a call that is to stay open has to be made anew."""
 

@@ -378,21 +378,27 @@ class Service:
         """A refusal that depends on the round."""
         return Refused(refusal, f"The server is in round {self._coordinator.round}.")
 
-    async def farewell(self, rejoin: float | None = None) -> None:
+    async def farewell(self, rejoin: float | None = None, restart: Callable[[], float] = float) -> None:
         """Wait until everyone who is there has heard that the run is finished, but not for ever.
 
         Args:
             rejoin: seconds for all workers to come back and hear it, after the restart of a server.
+            restart: seconds since a worker that is gone was last there for which it is waited for.
         """
         with suppress(TimeoutError):
-            async with asyncio.timeout(self._limits.grace if rejoin is None else rejoin):
-                while (
-                    not (self._sessions.connected if rejoin is None else set(self._sessions.names))
-                    <= self._told
-                ):
+            async with asyncio.timeout(max(self._limits.grace, restart()) if rejoin is None else rejoin):
+                while self._unaware(rejoin is not None, restart()):
                     self._heard.clear()
                     with suppress(TimeoutError):
                         await asyncio.wait_for(self._heard.wait(), PRESENCE_CHECK_INTERVAL)
+
+    def _unaware(self, everyone: bool, restart: float) -> set[str]:
+        """The workers that are to hear of the end and have not."""
+        names = set(self._sessions.names)
+        if not everyone:
+            lately = {name for name, silence in self._sessions.silences().items() if silence < restart}
+            names &= self._sessions.connected | lately
+        return names - self._told
 
     def dismiss(self) -> None:
         """End the calls that were to stay open."""

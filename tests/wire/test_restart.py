@@ -7,7 +7,7 @@ import struct
 from math import inf
 
 import pytest
-from tests.wire.kit import Run, all_worked
+from tests.wire.kit import Run, all_worked, until
 from tests.wire.relay import FAR, NEAR
 
 from varangian.aggregators import Mean
@@ -15,6 +15,7 @@ from varangian.protos.network import grpc_options
 from varangian.server.limits.limits import Limits
 from varangian.server.transport import grpc_server
 from varangian.worker.transport import channel, data_connection
+from varangian.worker.transport.results import Finished
 
 FORGETFUL = 8.0
 """Seconds after which a router may forget a connection that is silent."""
@@ -98,7 +99,7 @@ class OneSided:
 @pytest.mark.parametrize("way", ["chunks", "lane"])
 async def test_a_push_that_breaks_at_the_worker_only_begins_anew_at_once(way, monkeypatch):
     """No limit of either end plays a part: all of them are longer than this test may be."""
-    limits = Limits(idle=1000.0, grace=0.05)
+    limits = Limits(idle=1000.0, grace=0.05, restart=0.0)
     run = Run(rounds=1, limits=limits, f=0, rule=Mean(), names=("w00",), returns=True)
     monkeypatch.setattr(run, "data_port", None if way == "chunks" else 0)
     async with run.placed() as place, contextlib.AsyncExitStack() as stack:
@@ -113,6 +114,25 @@ async def test_a_push_that_breaks_at_the_worker_only_begins_anew_at_once(way, mo
             pulled = await client.pull(-1)
             assert (await client.push(0, pulled.parameters / 2)).counted
         assert broken.resets == 1
+        await run.ended
+
+
+async def test_a_worker_that_is_restarted_while_the_run_ends_hears_of_the_end():
+    run = Run(rounds=1, names=("w00", "w01"), f=0, quorum=1, rule=Mean(), deadline=0.1, returns=True)
+    async with run.served() as address:
+        async with run.client(address, "w01") as killed:
+            await killed.join()
+            await killed.pull(-1)
+        async with run.client(address, "w00") as other:
+            await other.join()
+            pulled = await other.pull(-1)
+            assert (await other.push(0, pulled.parameters)).counted
+            assert await other.pull(0) == Finished("all 1 rounds are done")
+        await until(lambda: run.sessions.connected == frozenset())
+        assert not run.ended.done()
+        async with run.client(address, "w01") as again:
+            await again.join()
+            assert await again.pull(-1) == Finished("all 1 rounds are done")
         await run.ended
 
 
