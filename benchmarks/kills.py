@@ -235,7 +235,8 @@ class Run:
         """Lines of the record that were looked at."""
         self._over = False
         """Whether the server was killed after it had said that it ended."""
-        """The worker that was killed after the last round, and finds no server any more."""
+        self._late: str | None = None
+        """The worker that was killed after it had heard of the end, and finds no server any more."""
 
     def kills(self, most: int) -> Iterator[dict[str, Any]]:
         """Kill until the run has ended, or that often; then let it end."""
@@ -285,6 +286,9 @@ class Run:
         victim.kill()
         self._over = victim is programs.server and programs.has_ended()
         at = programs.count()
+        # One that has heard of the end, and is killed in the moment before it exits, hears nothing again.
+        heard = victim is not programs.server and HEARD in victim.tail().rpartition("--- start")[2]
+        self._late = victim.name if heard else None
         if self._over:
             return {"kill": number, "victim": victim.name, "lines": at, "seconds": None, "problems": []}
         victim.start()
@@ -359,6 +363,8 @@ class Run:
         """Programs that ended by themselves before the run had."""
         found = []
         for worker in self._programs.workers.values():
+            if worker.name == self._late:
+                continue
             try:
                 code = worker.wait(IN_TIME)
             except subprocess.TimeoutExpired:
@@ -383,6 +389,8 @@ class Run:
         return {**kill, "problems": found}
 
 
+HEARD = "rounds are done"
+"""Of the last line of a worker."""
 AS_SERVER = "--as-server"
 """Before the number of the call at which a server kills itself, and its arguments."""
 NEVER = -1
