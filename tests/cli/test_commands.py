@@ -57,7 +57,7 @@ def test_a_run_and_its_children_import_no_more_of_their_libraries_than_they_need
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))  # nothing is cached: the digits are read
     code = f"""
 import sys
-import varangian.launch.preload  # what the processes of workers begin with
+import varangian.launch.children.preload  # what the processes of workers begin with
 print("configuration:", [name for name in ("pydantic", "rich", "yaml") if name in sys.modules])
 from varangian.__main__ import main
 small = ["workers=3", "f=0", "aggregator=nnm+median", "rounds=2", "output={tmp_path}", "--format", "plain"]
@@ -70,7 +70,7 @@ print("heavy:", [name for name in heavy if name in sys.modules])
     assert said.endswith("heavy: []")
 
 
-@pytest.mark.parametrize("module", ["cli.commands.certs", "launch.fork_server"])
+@pytest.mark.parametrize("module", ["cli.commands.certs", "launch.children.fork_server"])
 def test_modules_that_need_no_mathematics(module):
     code = (
         f"import sys, varangian.{module}\n"
@@ -95,7 +95,7 @@ def test_the_fork_server_imports_torch_while_the_command_does(
     (tmp_path / "simulated.yaml").write_text("backend: simulate\nrounds: 0\n")
     monkeypatch.chdir(tmp_path)
     starts = []
-    monkeypatch.setattr("varangian.launch.fork_server.start", lambda: starts.append(True))
+    monkeypatch.setattr("varangian.launch.children.fork_server.start", lambda: starts.append(True))
     assert varangian(*argv)[0] == 2
     assert bool(starts) is started
 

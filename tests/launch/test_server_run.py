@@ -33,7 +33,7 @@ class World:
         """Rounds up to this one, then a stop; the result, and whether the run can go on."""
         server_run = ServerRun.open(self.config, lambda record: None, self.notes.append, resume=resume)
         with closing(server_run):
-            coordinator, compute = server_run.coordinator(), server_run.worker_compute
+            coordinator, compute = server_run.coordinator(), server_run.model_side
             serving = asyncio.create_task(coordinator.run(server_run.stop.event, server_run.grace))
             await coordinator.until_idle()
             while coordinator.round < until:

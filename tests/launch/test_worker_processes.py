@@ -1,13 +1,13 @@
 import pytest
 
 from varangian import run
-from varangian.launch.worker_processes import WorkerProcesses, assign_processes, describe_exit
+from varangian.launch.children.worker_processes import WorkerProcesses, assign_processes, describe_exit
 
 
 @pytest.fixture
 def dealt_among(small, monkeypatch):
     def deal(cores, *settings):
-        monkeypatch.setattr("varangian.launch.worker_processes.usable_cores", lambda: cores)
+        monkeypatch.setattr("varangian.launch.children.worker_processes.usable_cores", lambda: cores)
         return [" ".join(workers) for workers in assign_processes(small(*settings))]
 
     return deal

@@ -6,6 +6,7 @@ Byzantine, and error feedback where workers push deltas.
 
 from __future__ import annotations
 
+import json
 import logging
 import threading
 from collections.abc import Generator, Iterable, Mapping, Sequence
@@ -154,6 +155,19 @@ class WorkerCompute:
     @property
     def layout(self) -> Layout:
         return self.trainer.layout
+
+    @property
+    def classes(self) -> int | None:
+        """The number of classes; None where samples have none."""
+        return self.dataset.classes
+
+    @property
+    def recipe(self) -> dict[str, str]:
+        """The shapes of samples and of outputs, as JSON, with which the model can be built again."""
+        return {
+            "features": json.dumps(self.dataset.features),
+            "outputs": json.dumps(self.dataset.outputs),
+        }
 
     @cached_property
     def common(self) -> SharedSettings:

@@ -1,9 +1,9 @@
 """Ways to carry a run out: real processes over gRPC, or one process without sockets; the same numbers.
 
-`processes` starts a server and workers on this machine, `simulation` needs no sockets, `server_run` and
-`worker_processes` are the parts that `varangian server` and `varangian worker` use by themselves, and
-`output` writes the run folder. The command line and programs import it; it imports the configuration and
-everything below.
+`processes` starts a server and workers on this machine, which are in `children`, `simulation` needs no
+sockets, `server_run` is the part that `varangian server` uses by itself, `model_side` what it asks of its
+model, and `output` writes the run folder. The command line and programs import it; it imports the
+configuration and everything below.
 """
 
 from __future__ import annotations

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from varangian.config import RunConfig
 from varangian.config.build import task
 from varangian.files import user_path
+from varangian.launch.children.worker_processes import assign_processes
 from varangian.launch.identities import make_identities, uses_tls
 from varangian.launch.result import RunError
 from varangian.launch.server_run import (
@@ -18,7 +19,6 @@ from varangian.launch.server_run import (
     memory_budget,
     try_aggregator,
 )
-from varangian.launch.worker_processes import assign_processes
 from varangian.protos.network.listen import ListenError, bind_sockets
 from varangian.registry import ConfigError, Problem
 from varangian.resources import available_memory

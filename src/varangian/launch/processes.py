@@ -12,10 +12,12 @@ from math import inf
 from pathlib import Path
 
 from varangian.config import RunConfig
+from varangian.config.build import task
 from varangian.files import user_path
 from varangian.launch.checkpoints.resumed import Resumed
 from varangian.launch.checkpoints.worker_states import states_folder, tidy_states
-from varangian.launch.child import ChildSpec
+from varangian.launch.children.child import ChildSpec
+from varangian.launch.children.worker_processes import WorkerProcesses, assign_processes
 from varangian.launch.event_loop import run_to_completion
 from varangian.launch.identities import make_identities
 from varangian.launch.membership.desk import Desk
@@ -24,7 +26,6 @@ from varangian.launch.output.logs import log_to_file
 from varangian.launch.output.run_result import RunResult
 from varangian.launch.result import Note, RunError
 from varangian.launch.server_run import ServerRun
-from varangian.launch.worker_processes import WorkerProcesses, assign_processes
 from varangian.pki.x509 import MissingExtra, require
 from varangian.plugins import describe_error
 from varangian.protos.network.listen import ListenError
@@ -131,7 +132,7 @@ async def serve_run(
         return await serve(
             coordinator,
             sessions,
-            server_run.worker_compute.layout,
+            server_run.model_side.layout,
             run_id=server_run.folder.path.name,
             host=server_run.config.server.host,
             port=server_run.config.server.port,
@@ -142,8 +143,8 @@ async def serve_run(
             dtype=server_run.config.wire.dtype,
             heartbeat=None if heartbeat is None else user_path(heartbeat),
             returns=returns,
-            common=server_run.worker_compute.common,
-            classes=server_run.worker_compute.dataset.classes,
+            common=server_run.model_side.common,
+            classes=server_run.model_side.classes,
             terms=server_run.terms,
             grace=server_run.grace,
             end=server_run.stop.because,
@@ -258,7 +259,7 @@ def _message(line: str) -> str:
 
 def _child_specs(server_run: ServerRun, proofs: Mapping[str, Proof], address: str) -> list[ChildSpec]:
     # Workers take the number of classes from here, as those elsewhere take it from the server.
-    told = replace(server_run.worker_compute.task, classes=server_run.worker_compute.dataset.classes)
+    told = replace(task(server_run.start), classes=server_run.model_side.classes)
     states = states_folder(server_run.config, server_run.folder.path)
     return [
         ChildSpec(

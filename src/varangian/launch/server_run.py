@@ -34,6 +34,7 @@ from varangian.launch.event_loop import SIGNALS, interruptible
 from varangian.launch.membership.changed_settings import change_of, with_members
 from varangian.launch.membership.members_file import MembersFile
 from varangian.launch.memory_budget import MemoryBudget
+from varangian.launch.model_side import ModelSide
 from varangian.launch.output.run_folder import RunFolder
 from varangian.launch.output.run_result import RunResult
 from varangian.launch.output.saved_model import AVERAGE, PARAMETERS, pack_state
@@ -42,6 +43,7 @@ from varangian.own_classes import is_own, named
 from varangian.pki.signing import BundleSigner, can_sign
 from varangian.protos.contract import Terms
 from varangian.protos.encoding import WIRE
+from varangian.protos.layout import Layout
 from varangian.protos.network import descriptors
 from varangian.registry import ConfigError, Problem
 from varangian.resources import available_memory, readable
@@ -78,10 +80,10 @@ class ServerRun:
 
     config: RunConfig
     """With the workers that its server begins with."""
-    worker_compute: WorkerCompute
-    """For the initial parameters and for evaluation."""
-    vectors: VectorSource
-    """Computes for the workers of a simulation."""
+    model_side: ModelSide
+    """The model: its layout, its first parameters, its evaluation and its state."""
+    vectors: VectorSource | None
+    """Computes for the workers of a simulation; None where the workers have their own programs."""
     learner: Learner
     folder: RunFolder
     observe: Observe
@@ -141,6 +143,7 @@ class ServerRun:
         note: Note,
         folder: Path | None = None,
         resume: Resumed | None = None,
+        own: ModelSide | None = None,
     ) -> ServerRun:
         """Load the data, build the model and make the run folder, or go on with one.
 
@@ -150,6 +153,7 @@ class ServerRun:
             note: takes sentences about the run.
             folder: the place of a new run folder; by default one below `config.output`.
             resume: the run that goes on, in its own folder.
+            own: the model, where a program has it already; by default what the settings say is built.
 
         Raises:
             RunError: something is missing, the parts do not fit, or there is not enough memory.
@@ -163,34 +167,34 @@ class ServerRun:
         start, config, latest = settings_of(config, resume)
         try:
             # Samples were dealt among the workers of the start.
-            worker_compute = WorkerCompute(task(start))
-            initial = worker_compute.initial()
-            notes = describe_misfits(config, worker_compute.rehearse(initial))
+            worker_compute = WorkerCompute(task(start)) if own is None else None
+            model_side = own if worker_compute is None else worker_compute
+            assert model_side is not None
+            initial = model_side.initial()
+            notes = describe_misfits(config, model_side.rehearse(initial))
         except ConfigError:
             raise
         except ValueError as error:
             raise RunError(str(error)) from error
-        check_layout(resume, worker_compute)
+        check_layout(resume, model_side)
         room = available_memory()
-        account = memory_budget(latest, worker_compute).within(room)
+        account = memory_budget(latest, model_side).within(room)
         if refusal := account.refusal(room) or check_descriptors(latest):
             raise RunError(refusal)
-        try_aggregator(config, worker_compute.layout.sizes)
+        layout = model_side.layout
+        try_aggregator(config, layout.sizes)
         try:
-            row_source = config.participation.row_source(
-                config.worker_names, worker_compute.layout.numel, warn
-            )
+            row_source = config.participation.row_source(config.worker_names, layout.numel, warn)
         except OSError as error:
             raise RunError(str(error)) from error
-        vectors, gradients = vector_source(config, worker_compute)
-        in_place = vectors is not worker_compute
-        device = learner_device(config, worker_compute) if in_place else "cpu"
-        built = learner(config, initial, device, worker_compute.layout.sizes)
+        vectors, gradients = (None, "") if worker_compute is None else vector_source(config, worker_compute)
+        device = learner_device(config, layout) if vectors is not worker_compute else "cpu"
+        built = learner(config, initial, device, layout.sizes)
         facts = {"memory": account.sentence} | ({"gradients": gradients} if gradients else {})
-        run_folder, lock = open_folder(start, worker_compute.score_names, facts, note, folder, resume)
+        run_folder, lock = open_folder(start, model_side.score_names, facts, note, folder, resume)
         return cls(
             config,
-            worker_compute,
+            model_side,
             vectors,
             built,
             run_folder,
@@ -214,7 +218,7 @@ class ServerRun:
     @property
     def storage(self) -> tuple[str, ...]:
         """Sentences about the storage that outlasts a round, where there is any worth a word."""
-        plan = self.config.participation.latest_plan(self.config.workers, self.worker_compute.layout.numel)
+        plan = self.config.participation.latest_plan(self.config.workers, self.model_side.layout.numel)
         latest = () if plan is None else (plan.sentence(),)
         every, checkpoint = self.config.checkpoint_every, self.config.server.checkpoint
         size = self.account.snapshot
@@ -261,7 +265,7 @@ class ServerRun:
             window=is_windowed(self.config),
             row_source=self.row_source,
             row_slots=self.config.participation.row_slots(self.config.workers, self.config.f),
-            in_place=self.vectors is not self.worker_compute,
+            in_place=self.vectors is not None and not isinstance(self.vectors, WorkerCompute),
             keeper=self.keeper,
             keep_rows=self._keep_rows(),
             places_last=self.config.server.absent_after > RECONNECT_GRACE,
@@ -282,7 +286,7 @@ class ServerRun:
 
     def _keep_rows(self) -> KeptRows | None:
         keep = self.config.server.keep_rows
-        sizes = self.worker_compute.layout.sizes
+        sizes = self.model_side.layout.sizes
         return KeptRows(self.folder.path, keep, sizes, self.note) if keep else None
 
     def _keeper(self) -> CheckpointKeeper | None:
@@ -294,7 +298,7 @@ class ServerRun:
             config.server.checkpoint,
             every,
             config.rounds,
-            Origin.of(self.start, self.folder.path.name, self.terms.epoch, self.worker_compute.layout),
+            Origin.of(self.start, self.folder.path.name, self.terms.epoch, self.model_side.layout),
             self.note,
             lock=self.lock,
             own=weakly(self.progress),
@@ -324,11 +328,11 @@ class ServerRun:
         if reason := check_descriptors(after):
             return reason
         # The store of latest vectors is made anew while the one before is there.
-        now, then = (memory_budget(config, self.worker_compute) for config in (before, after))
+        now, then = (memory_budget(config, self.model_side) for config in (before, after))
         more, room = then.total - now.total + now.latest, available_memory()
         if room is not None and more > room:
             return f"it takes {readable(more)} more memory, and {readable(room)} are available"
-        plan = after.participation.latest_plan(after.workers, self.worker_compute.layout.numel)
+        plan = after.participation.latest_plan(after.workers, self.model_side.layout.numel)
         try:
             if plan is not None:
                 plan.check_room()
@@ -409,9 +413,9 @@ class ServerRun:
     def evaluate(self, parameters: Tensor) -> Scores:
         """Evaluate the parameters and, where there is one, their average."""
         average = self.learner.average
-        ema = None if average is None else self.worker_compute.evaluate(average.parameters)
+        ema = None if average is None else self.model_side.evaluate(average.parameters)
         return Scores.of(
-            self.worker_compute.evaluate(parameters), ema, self.worker_compute.training_loss(parameters)
+            self.model_side.evaluate(parameters), ema, self.model_side.training_loss(parameters)
         )
 
     def result(self, reason: str, command: str = "varangian run") -> RunResult:
@@ -476,9 +480,9 @@ class ServerRun:
     def _models(self) -> dict[str, bytes]:
         """The files of the model and, where there is one, of its average."""
         learner = self.learner
-        models = {PARAMETERS: pack_state(self.worker_compute, learner.parameters)}
+        models = {PARAMETERS: pack_state(self.model_side, learner.parameters)}
         if learner.average is not None:
-            models[AVERAGE] = pack_state(self.worker_compute, learner.average.parameters)
+            models[AVERAGE] = pack_state(self.model_side, learner.average.parameters)
         return models
 
     @property
@@ -550,14 +554,14 @@ def members_of(config: RunConfig, names: Sequence[str], f: int) -> RunConfig:
         raise RunError(f"{who} do not fit these settings. {error.problems[0]}") from error
 
 
-def check_layout(resume: Resumed | None, worker_compute: WorkerCompute) -> None:
+def check_layout(resume: Resumed | None, model_side: ModelSide) -> None:
     """See that a checkpoint is of the model that the settings give.
 
     Raises:
         RunError: it is of another one.
     """
     checkpoint = None if resume is None else resume.checkpoint
-    if resume is None or checkpoint is None or checkpoint["layout"] == worker_compute.layout.digest.hex():
+    if resume is None or checkpoint is None or checkpoint["layout"] == model_side.layout.digest.hex():
         return
     raise RunError(
         f"the checkpoint of round {resume.round} in {resume.folder} is of another model: its parameters "
@@ -617,12 +621,12 @@ def is_windowed(config: RunConfig) -> bool:
     return config.server.memory == "window" and config.backend != "simulate"
 
 
-def learner_device(config: RunConfig, worker_compute: WorkerCompute) -> str:
+def learner_device(config: RunConfig, layout: Layout) -> str:
     """The device of the model of a simulation whose vectors are on the device of its workers: the same.
 
     But vectors that outlast their round are kept in the memory or on the disk of this machine.
     """
-    keeps = config.participation.latest_plan(config.workers, worker_compute.layout.numel) is not None
+    keeps = config.participation.latest_plan(config.workers, layout.numel) is not None
     return "cpu" if keeps else config.worker.device
 
 
@@ -690,9 +694,9 @@ def check_descriptors(config: RunConfig) -> str | None:
     return descriptors.why_too_few("the server", config.workers, lane, least)
 
 
-def memory_budget(config: RunConfig, worker_compute: WorkerCompute) -> MemoryBudget:
+def memory_budget(config: RunConfig, model_side: ModelSide) -> MemoryBudget:
     """The memory budget of a run's server."""
-    d = worker_compute.layout.numel
+    d = model_side.layout.numel
     return MemoryBudget.of(
         config.workers,
         d,
@@ -705,8 +709,8 @@ def memory_budget(config: RunConfig, worker_compute: WorkerCompute) -> MemoryBud
         + is_whole(config.aggregator.rule) * config.workers,
         latest=config.participation.latest_plan(config.workers, d),
         lane=config.server.data_port is not None,
-        evaluation=worker_compute.evaluation_bytes,
-        rest=worker_compute.state_bytes - 4 * d,
+        evaluation=model_side.evaluation_bytes,
+        rest=model_side.state_bytes - 4 * d,
         simulated=simulated_bytes(config, d),
         snapshot=snapshot_bytes(config, d),
     )

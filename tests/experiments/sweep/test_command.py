@@ -36,7 +36,7 @@ def sweep(capsys, monkeypatch, tmp_path, runner):
     monkeypatch.chdir(tmp_path)
     swept = partial(run_sweep, make_runner=lambda: runner)
     monkeypatch.setattr("varangian.experiments.sweep.command.run_sweep", swept)
-    monkeypatch.setattr("varangian.launch.fork_server.start", lambda: None)
+    monkeypatch.setattr("varangian.launch.children.fork_server.start", lambda: None)
 
     def run(*argv):
         code = main(["sweep", *argv])

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import argparse
 
-FORK_SERVER = "varangian.launch.fork_server"
+FORK_SERVER = "varangian.launch.children.fork_server"
 """`start()` of this module is called before the command is imported: both import torch at the same time."""
 FORMATS = ("auto", "rich", "plain", "json")
 LOG_FORMATS = ("text", "json")

@@ -28,7 +28,8 @@ def with_members(config: RunConfig, names: Iterable[str], f: int) -> RunConfig:
     checked = check(plain, whole=False)
     if checked.config is None or checked.problems:
         raise ConfigError(checked.problems)
-    return checked.config
+    # It may be one that a program made, which plain settings do not hold.
+    return checked.config.model_copy(update={"optimizer": config.optimizer})
 
 
 def change_of(

@@ -17,28 +17,29 @@ from torch import Tensor, nn
 
 from varangian.config import load as load_config
 from varangian.files import user_path
+from varangian.launch.model_side import ModelSide
 from varangian.launch.result import RunError
-from varangian.worker.training.compute import WorkerCompute
 
 PARAMETERS = "parameters.safetensors"
 AVERAGE = "ema.safetensors"
+RECIPE = ("features", "outputs")
+"""Metadata with which a model is built again; a module of a program has none."""
 
 
-def pack_state(worker_compute: WorkerCompute, parameters: Tensor) -> bytes:
+def pack_state(model_side: ModelSide, parameters: Tensor) -> bytes:
     """The state of the model with these parameters: what trains, what is frozen, buffers, and every name.
 
     The metadata say how to build the model again, and which entries, in their order, make the flat vector
     that the digest is of.
     """
-    trained = [name for name, _ in worker_compute.layout.entries]
+    trained = [name for name, _ in model_side.layout.entries]
     flat = parameters.detach().to("cpu", torch.float32).contiguous()
     known = {
         "digest": hashlib.blake2b(flat.numpy().data, digest_size=16).hexdigest(),
         "trained": json.dumps(trained),
-        "features": json.dumps(worker_compute.dataset.features),
-        "outputs": json.dumps(worker_compute.dataset.outputs),
+        **model_side.recipe,
     }
-    with worker_compute.model_state(parameters) as state:
+    with model_side.model_state(parameters) as state:
         tensors = {name: value for name, value in state.items() if isinstance(value, Tensor)}
         # What is not a tensor (`get_extra_state`) has no place in the format.
         known["left_out"] = json.dumps(sorted(state.keys() - tensors.keys()))
@@ -53,6 +54,9 @@ def pack_state(worker_compute: WorkerCompute, parameters: Tensor) -> bytes:
 def load(run: str | os.PathLike[str], *, ema: bool = False, state: bool = False) -> Any:
     """The model of a run: built as its configuration says, with the saved state, in evaluation mode.
 
+    Of a run whose server was started from Python (`varangian.Server`) it is the state, name to tensor, for
+    `load_state_dict` of the same module: nothing else can build that.
+
     Args:
         run: the folder of the run.
         ema: the average of the model, in place of the model.
@@ -64,7 +68,7 @@ def load(run: str | os.PathLike[str], *, ema: bool = False, state: bool = False)
     folder = user_path(run)
     path = folder / (AVERAGE if ema else PARAMETERS)
     with _open(path) as (tensors, known):
-        if state:
+        if state or not {*RECIPE} <= known.keys():
             return tensors
         return _rebuild(folder, tensors, known)
 

@@ -14,6 +14,7 @@ from typing import Any
 
 from torch import Tensor
 
+from varangian.config.build import task
 from varangian.launch.server_run import ServerRun
 from varangian.launch.simulation.virtual_clock import VirtualTime
 from varangian.plugins import InputError
@@ -51,7 +52,9 @@ class SimulatedWorkers:
     ) -> None:
         self._server_run, self._coordinator = server_run, coordinator
         self._time, self._executor = time, executor
-        self._task = server_run.worker_compute.task
+        self._task = task(server_run.start)
+        assert server_run.vectors is not None
+        self._vectors = server_run.vectors
         self._by_invitation = server_run.machine.by_invitation
         self._next: dict[str, int] = {}
         """Workers that wait for a model, and the first round that they can take part in."""
@@ -101,7 +104,7 @@ class SimulatedWorkers:
     def state(self) -> dict[str, Any]:
         """All that is on its way and all that workers remember, for a checkpoint."""
         answered = [worker for worker, pull in self._pulls.items() if pull.answer is not None]
-        vectors = self._server_run.vectors
+        vectors = self._vectors
         return {
             "simulation": {
                 "time": self._time.state(),
@@ -118,7 +121,7 @@ class SimulatedWorkers:
 
     def _restore(self, state: Mapping[str, Any]) -> None:
         """Go on from what `state` gave; the time has been restored before."""
-        own, vectors = state["simulation"], self._server_run.vectors
+        own, vectors = state["simulation"], self._vectors
         for part, tree in state["workers"].items():
             vectors.restore(part, tree)
         self._next, self._answered = dict(own["next"]), own["answered"]
@@ -153,7 +156,7 @@ class SimulatedWorkers:
 
     async def _compute(self, model: Snapshot, workers: Iterable[str]) -> None:
         """Let these workers compute, and send their vectors on their way."""
-        compute = self._server_run.vectors.vectors
+        compute = self._vectors.vectors
         rows = await result_of(self._executor.submit(compute, workers, model.round, model.parameters))
         for worker, row in sorted(rows.items()):
             del self._next[worker]
@@ -195,7 +198,7 @@ class SimulatedWorkers:
         """Push a vector as on the wire, so that numbers are rounded where real workers round them."""
         dtype = self._server_run.config.wire.dtype
         if self._coordinator.hand_over(worker, round, row, dtype) is None:
-            self._server_run.vectors.confirm(worker, round)
+            self._vectors.confirm(worker, round)
 
     async def _decline(self, worker: str, round: int, reason: str) -> None:
         """Tell the server that no vector comes; each reason is logged once."""

@@ -12,6 +12,7 @@ from varangian.cli.commands.doctor.finding import Finding, fail, note, passed, w
 from varangian.config import RunConfig, advice
 from varangian.config.build import task
 from varangian.files import user_path
+from varangian.launch.children.worker_processes import assign_processes
 from varangian.launch.result import RunError
 from varangian.launch.server_run import (
     check_descriptors,
@@ -20,7 +21,6 @@ from varangian.launch.server_run import (
     snapshot_bytes,
     try_aggregator,
 )
-from varangian.launch.worker_processes import assign_processes
 from varangian.protos.network.address import EVERYWHERE, is_loopback, join_host_port
 from varangian.protos.network.listen import ListenError, PortInUse, bind_sockets
 from varangian.registry import ConfigError

@@ -26,9 +26,9 @@ from typing import IO
 import torch
 
 from varangian.experiments.sweep.processes.job import Ending, Job, carry_out, record_crash
-from varangian.launch.child import CRASHED
+from varangian.launch.children.child import CRASHED
+from varangian.launch.children.worker_processes import describe_exit
 from varangian.launch.output import temporary_folder
-from varangian.launch.worker_processes import describe_exit
 
 IMPORTED = (
     "varangian.launch.simulation.simulate",

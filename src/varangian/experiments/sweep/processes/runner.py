@@ -12,7 +12,8 @@ from typing import Protocol
 
 from varangian.experiments.sweep.processes.forker import FAREWELL, Round, serve
 from varangian.experiments.sweep.processes.job import Ending, Job
-from varangian.launch import RunError, fork_server
+from varangian.launch import RunError
+from varangian.launch.children import fork_server
 
 
 @dataclass(frozen=True)

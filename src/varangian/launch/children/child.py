@@ -1,7 +1,6 @@
 """A worker process on this machine: it hosts some workers, and knows nothing of the configuration.
 
-`varangian.launch.preload` imports this module in the fork server, so that children start with torch and
-grpc imported.
+`preload` imports this module in the fork server, so that children start with torch and grpc imported.
 """
 
 from __future__ import annotations

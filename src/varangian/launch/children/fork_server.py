@@ -27,7 +27,7 @@ def context() -> SpawnContext | ForkServerContext:
     if "forkserver" not in multiprocessing.get_all_start_methods():
         return multiprocessing.get_context("spawn")
     found = multiprocessing.get_context("forkserver")
-    found.set_forkserver_preload(["varangian.launch.preload"])
+    found.set_forkserver_preload(["varangian.launch.children.preload"])
     return found
 
 

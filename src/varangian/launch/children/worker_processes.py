@@ -12,8 +12,8 @@ from multiprocessing.process import BaseProcess
 from types import TracebackType
 
 from varangian.config import RunConfig
-from varangian.launch import fork_server
-from varangian.launch.child import ChildSpec, run_child
+from varangian.launch.children import fork_server
+from varangian.launch.children.child import ChildSpec, run_child
 from varangian.resources import cores as usable_cores
 
 POLL = 0.2

@@ -8,5 +8,5 @@ import gc
 from importlib import import_module
 
 gc.disable()
-import_module("varangian.launch.child")
+import_module("varangian.launch.children.child")
 gc.freeze()
