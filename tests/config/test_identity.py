@@ -50,6 +50,7 @@ def test_the_limits_of_a_deadline_count_where_it_sets_itself():
 
 def test_identities_are_those_of_earlier_versions():
     """A new setting changes them, unless it is left out at its default: sweeps would begin anew."""
+    assert run_id(load(None, ["worker.inner=adamw"])) != run_id(load(None, ["worker.momentum=0"]))
     assert run_id(load()) == "b7c0ca367645ebbd"
     partial = ["backend=simulate", "participation.fedavg.participants=8"]
     assert run_id(load(None, partial)) == "42d94aa06acde746"

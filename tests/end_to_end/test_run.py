@@ -110,6 +110,13 @@ def no_child_is_left():
         pytest.param(["aggregator=median", "wire.dtype=bfloat16"], marks=pytest.mark.exhaustive),
         pytest.param(
             [
+                *("workers=9", "f=2", "byzantine.attack=alie", "byzantine.count=2", "worker.local_steps=3"),
+                *("worker.inner=adamw", "optimizer={name: sgd, lr: 0.7, momentum: 0.9, nesterov: true}"),
+            ],
+            marks=pytest.mark.exhaustive,
+        ),
+        pytest.param(
+            [
                 "aggregator={rule: bucketing+median, per_block: true}",
                 "byzantine.attack={alie: {z: optimal}}",
                 "byzantine.count=1",

@@ -43,6 +43,7 @@ from varangian.worker.training.device import find_device
 from varangian.worker.training.error_feedback import DeltaEncoder
 from varangian.worker.training.fingerprint import shared_settings
 from varangian.worker.training.flat import check_finite, flatten
+from varangian.worker.training.inner.steps import InnerSteps
 from varangian.worker.training.losses import fit_dataset
 from varangian.worker.training.losses import name_of as name_of_loss
 from varangian.worker.training.metrics import choose_metrics
@@ -131,7 +132,10 @@ class WorkerCompute:
         """Of use only inside `exclusive`."""
         self.metrics = self.trainer.metrics
         """The metrics that are reported beside the loss, by name."""
-        self._momentum = Momentum(task.momentum)
+        self._momentum = Momentum(task.momentum, once=task.inner is not None)
+        self._inner: InnerSteps | None = None
+        if task.inner is not None:
+            self._inner = InnerSteps(task.inner, task.local_steps, task.rounds, device)
         self._deltas = DeltaEncoder()
         self.hosted = task.workers
         """The workers whose vectors are asked for here; of others only attackers here compute some."""
@@ -211,11 +215,11 @@ class WorkerCompute:
     def parts(self) -> tuple[str, ...]:
         """The parts of the history: of each worker that is hosted, and of what attackers know together.
 
-        Only those that decide what comes: without momentum, error feedback or an attack that remembers
-        there are none.
+        Only those that decide what comes: without momentum, an inner optimizer, error feedback or an attack
+        that remembers there are none.
         """
         task, mounted = self.task, self._mounted
-        own = task.momentum > 0 or task.deltas
+        own = task.has_history or task.deltas
         remembering = mounted is not None and remembers(task.attack)
         names = [
             name
@@ -223,7 +227,7 @@ class WorkerCompute:
             if own or (remembering and not self._is_shared and name in task.byzantine)
         ]
         together = any(name in task.byzantine for name in self.hosted) and (
-            (remembering and self._is_shared) or (task.momentum > 0 and bool(self._watched))
+            (remembering and self._is_shared) or (task.has_history and bool(self._watched))
         )
         return (*names, ATTACKERS) if together else tuple(names)
 
@@ -255,12 +259,18 @@ class WorkerCompute:
         with self._lock:
             if part == ATTACKERS:
                 watched = {name: self._momentum.state(name) for name in self._watched}
-                return {"momentum": watched, "attack": self.memory(self._mounted, TOGETHER)}
+                inner = {name: self._inner_state(name) for name in self._watched}
+                attack = self.memory(self._mounted, TOGETHER)
+                return {"momentum": watched, "inner": inner, "attack": attack}
             return {
                 "momentum": self._momentum.state(part),
+                "inner": self._inner_state(part),
                 "deltas": self._deltas.state(part),
                 "attack": None if self._is_shared else self.memory(self._mounted, part),
             }
+
+    def _inner_state(self, name: str) -> Tree:
+        return None if self._inner is None else self._inner.state(name)
 
     def memory(self, mounted: MountedAttack | None, key: str) -> Tree:
         """What an attacker, or all together, know of earlier rounds; None where that cannot be kept."""
@@ -286,9 +296,13 @@ class WorkerCompute:
             if part == ATTACKERS:
                 for name in self._watched:
                     self._momentum.restore(name, tree["momentum"].get(name))
+                    if self._inner is not None:
+                        self._inner.restore(name, tree["inner"].get(name))
                 self.remember(self._mounted, TOGETHER, tree["attack"])
                 return
             self._momentum.restore(part, tree["momentum"])
+            if self._inner is not None:
+                self._inner.restore(part, tree["inner"])
             self._deltas.restore(part, tree["deltas"])
             if not self._is_shared:
                 self.remember(self._mounted, part, tree["attack"])
@@ -309,7 +323,8 @@ class WorkerCompute:
 
     def forget(self, part: str) -> None:
         """Forget a part of the history: it begins anew with the next round."""
-        self.restore(part, {"momentum": {} if part == ATTACKERS else None, "deltas": None, "attack": None})
+        none: Tree = {} if part == ATTACKERS else None
+        self.restore(part, {"momentum": none, "inner": none, "deltas": None, "attack": None})
 
     def unconfirmed(self, name: str) -> tuple[int, Tensor] | None:
         """The last delta of a worker and its round, unless it is known that the server has counted it."""
@@ -466,8 +481,22 @@ class WorkerCompute:
     ) -> Tensor:
         return self._momentum(name, round, lambda: self.local_steps(attack, name, round, parameters))
 
+    def _inner_steps(
+        self, inner: InnerSteps, attack: DataAttack | None, name: str, round: int, parameters: Tensor
+    ) -> Tensor:
+        def write_gradient(row: Tensor, step: int, point: Tensor) -> None:
+            x, y, purpose = self._batch(attack, name, round, step)
+            self.trainer.write_gradient(row, point, x, y, "forward", *purpose)
+
+        return inner(name, round, parameters, write_gradient)
+
     def local_steps(self, attack: DataAttack | None, name: str, round: int, parameters: Tensor) -> Tensor:
-        """The sum of the gradients g of C steps y <- y - gamma g(y) from x: (x - y) / gamma."""
+        """The sum of the gradients g of C steps y <- y - gamma g(y) from x: (x - y) / gamma.
+
+        With an inner optimizer x - y, where y is the end of its steps.
+        """
+        if self._inner is not None:
+            return self._inner_steps(self._inner, attack, name, round, parameters)
         gamma = self.task.gamma(round)
         total = self._gradient(attack, name, round, 0, parameters)
         for step in range(1, self.task.local_steps):
@@ -479,11 +508,18 @@ class WorkerCompute:
         self, attack: DataAttack | None, name: str, round: int, step: int, parameters: Tensor
     ) -> Tensor:
         """The gradient of one local step; each has batches and random numbers of its own."""
+        x, y, purpose = self._batch(attack, name, round, step)
+        return self.trainer.gradient(parameters, x, y, "forward", *purpose)
+
+    def _batch(
+        self, attack: DataAttack | None, name: str, round: int, step: int
+    ) -> tuple[Any, Any, tuple[str | int, ...]]:
+        """The batch of one local step, and the purpose of its random numbers."""
         x, y = self.trainer.batch(self.batches.indices(name, round, step))
         purpose = purpose_of(name, round, step)
         if attack is not None:
             x, y = self.poisoned(attack, x, y, purpose)
-        return self.trainer.gradient(parameters, x, y, "forward", *purpose)
+        return x, y, purpose
 
     def poisoned(
         self, attack: DataAttack, x: Any, y: Any, purpose: tuple[str | int, ...]

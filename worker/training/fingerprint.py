@@ -54,7 +54,9 @@ def shared_settings(task: Task, dataset: Dataset) -> SharedSettings:
         entries["partition"] += f" among {len(task.holders)}"
     if task.validation is not None:
         entries |= {"evaluate.validation": f"{task.validation:g}", "seed": str(task.seed)}
-    if task.local_steps > 1:
+    if task.inner is not None:
+        entries["worker.inner"] = repr(task.inner)
+    elif task.local_steps > 1:
         entries["worker.local_lr"] = f"{task.gamma(0):g}"
     loose = frozenset[str]()
     if not isinstance(task.partition, Private):

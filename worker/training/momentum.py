@@ -25,23 +25,29 @@ class Momentum:
 
     "Learning from History for Byzantine Robust Optimization" (Karimireddy et al., 2021): averaging over
     rounds narrows the spread of honest vectors, and so the room of an attack that hides in it.
+
+    Args:
+        beta: 0 is no momentum.
+        once: whether a gradient may be asked for only once a round, so that the vector of the round is kept
+            without momentum, too.
     """
 
-    def __init__(self, beta: float) -> None:
+    def __init__(self, beta: float, once: bool = False) -> None:
         self._beta = beta
+        self._kept = beta > 0 or once
         self._last: dict[str, Last] = {}
 
     def __call__(self, name: str, round: int, gradient: Callable[[], Tensor]) -> Tensor:
         """The vector of a worker in a round; must not be written to.
 
         A round that is asked for again gives the same vector and changes nothing, so that a push can be
-        repeated. Without momentum rounds may come in any order.
+        repeated. Where nothing is kept, rounds may come in any order.
 
         Raises:
             DivergedError: the gradient is not finite. The momentum stays what it was.
         """
         last = self._last.get(name)
-        if last is not None and (round == last.round or (round < last.round and self._beta > 0)):
+        if last is not None and (round == last.round or (round < last.round and self._kept)):
             return repeat(last, name, round)
         vector = (1 - self._beta) * gradient()
         if last is not None and self._beta > 0:
@@ -52,12 +58,12 @@ class Momentum:
 
     def round(self, name: str) -> int | None:
         """The round of the last vector of a worker; None where the next one does not depend on it."""
-        last = self._last.get(name) if self._beta > 0 else None
+        last = self._last.get(name) if self._kept else None
         return None if last is None else last.round
 
     def state(self, name: str) -> Tree:
         """The history of a worker, for `restore`; its tensors are not copied, and never written to."""
-        last = self._last.get(name) if self._beta > 0 else None
+        last = self._last.get(name) if self._kept else None
         return None if last is None else {"round": last.round, "vector": last.vector}
 
     def restore(self, name: str, tree: Any) -> None:

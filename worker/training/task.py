@@ -27,6 +27,7 @@ from varangian.worker.seeds import generator
 from varangian.worker.simulation.availability import Always, Availability
 from varangian.worker.simulation.delays import Delay, NoDelay
 from varangian.worker.simulation.timetable import Timetable
+from varangian.worker.training.inner.steps import InnerOptimizer
 from varangian.worker.training.losses import CrossEntropy, Loss
 from varangian.worker.training.metrics import Metric, OwnMetric
 from varangian.worker.training.models import Model
@@ -75,8 +76,10 @@ class Task:
     """gamma, the learning rate of these steps; with one of them it does not matter."""
     local_rates: Rates | None = None
     """gamma by round, in place of `local_lr`: so the local rate follows a schedule."""
+    inner: InnerOptimizer | None = None
+    """The optimizer of local steps, in place of plain steps by gamma."""
     rounds: int = 1
-    """Rounds of the run, for `local_rates`."""
+    """Rounds of the run, for `local_rates` and the schedule of `inner`."""
     validation: float | None = None
     """The share of the training samples that is held out, and evaluated beside the test samples."""
     loss: Loss = field(default_factory=CrossEntropy)
@@ -121,6 +124,11 @@ class Task:
             yield f"`attack` should be given when workers are Byzantine. Found none for {self.byzantine}."
         elif reason := why_impossible(self.attack, len(self.workers), len(self.byzantine), self.knows):
             yield f"`attack` {self.attack} cannot be mounted: {reason}."
+
+    @property
+    def has_history(self) -> bool:
+        """Whether an honest vector depends on the worker's rounds before."""
+        return self.momentum > 0 or self.inner is not None
 
     def gamma(self, round: int) -> float:
         """The learning rate of the local steps of a round."""
@@ -183,7 +191,7 @@ class Task:
     def _follows(self) -> bool:
         """Whether attackers have to follow others in rounds in which they are away."""
         sees = on_vectors(self.attack) and self.sight != "own"
-        history = self.momentum > 0 or self.remembers_others
+        history = self.has_history or self.remembers_others
         return sees and history and not isinstance(self.availability, Always)
 
     @property

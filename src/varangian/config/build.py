@@ -40,6 +40,7 @@ def task(config: RunConfig) -> Task:
         local_steps=config.worker.local_steps,
         local_lr=config.worker.local_lr or config.optimizer.lr,
         local_rates=None if config.worker.local_lr else config.optimizer,
+        inner=config.worker.inner,
         rounds=config.rounds,
         validation=config.evaluate.validation,
         loss=config.loss,

@@ -20,6 +20,9 @@ WITHOUT_EFFECT = (
 """Settings that say where a run takes place and what becomes of it; its numbers do not depend on them."""
 OF_AUTO = ("server.deadline_floor", "server.deadline_ceiling")
 """Settings of a deadline that sets itself, without an effect where the deadline is a number."""
+ADDED: Mapping[str, Any] = {"worker.inner": None}
+"""Settings that earlier versions did not have, with the value that stands for what those did. With it they
+are left out, so that runs of earlier versions keep their identity."""
 DIGITS = 16
 """Hexadecimal digits: among a million runs two have the same with a probability below 1e-7."""
 
@@ -41,13 +44,23 @@ def identity_of(settings: Mapping[str, Any]) -> str:
 def with_effect(settings: Mapping[str, Any]) -> dict[str, Any]:
     """Resolved settings without those on which the numbers of this run do not depend."""
     sets_itself = (settings.get("server") or {}).get("deadline") == AUTO
-    paths = WITHOUT_EFFECT if sets_itself else (*WITHOUT_EFFECT, *OF_AUTO)
+    paths = [*WITHOUT_EFFECT, *(() if sets_itself else OF_AUTO)]
+    paths += [path for path, before in ADDED.items() if _at(settings, path, before) == before]
     return _without(settings, [path.split(".") for path in paths])
 
 
 def has_effect(path: str) -> bool:
     """Whether the numbers of a run can depend on the setting at this path, or on one below it."""
     return not any(f"{path}.".startswith(f"{without}.") for without in WITHOUT_EFFECT)
+
+
+def _at(settings: Any, path: str, missing: Any) -> Any:
+    """The value at a path."""
+    for name in path.split("."):
+        if not isinstance(settings, Mapping) or name not in settings:
+            return missing
+        settings = settings[name]
+    return settings
 
 
 def _without(settings: Mapping[str, Any], paths: Sequence[Sequence[str]]) -> dict[str, Any]:

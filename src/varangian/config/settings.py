@@ -102,6 +102,10 @@ class Workers(Section):
     local_lr: Annotated[float, Field(gt=0)] | None = None
     """gamma, the learning rate of local steps in every round; null is the server's of that round, which
     follows `optimizer.schedule`."""
+    inner: Annotated[Optimizer | None, of_registry(OPTIMIZERS, None, none=True)] = None
+    """The inner optimizer of local steps, as in DiLoCo: {adamw: {lr: 0.001}}. It keeps its state from round
+    to round, its schedule goes by local steps (`rounds` times `local_steps` of them), and the worker sends
+    x - y, not divided by a learning rate; `momentum` is 0 then unless given. null takes plain steps."""
     per_process: Annotated[int, Field(ge=1)] | None = None
     """Workers in one process; null spreads them over the cores."""
     threads: Annotated[int, Field(ge=1)] = 1
@@ -118,6 +122,14 @@ class Workers(Section):
     heartbeat: str | None = None
     """Heartbeat file of `varangian worker` for health checks: its process touches it every second while it
     answers, also while it waits for the server."""
+
+    @model_validator(mode="before")
+    @classmethod
+    def _inner_without_momentum(cls, value: Any) -> Any:
+        """No momentum over pseudo-gradients unless it is asked for: the server's optimizer has it."""
+        if isinstance(value, Mapping) and value.get("inner") is not None:
+            return {"momentum": 0.0, **value}
+        return value
 
 
 class Checkpoints(Section):

@@ -724,6 +724,7 @@ def simulated_bytes(config: RunConfig, d: int) -> int:
         copies = 4 if config.worker.local_steps > 1 else 2
     else:
         copies = 2 if config.worker.momentum else 1
+        copies += config.worker.inner.vectors if config.worker.inner is not None else 0
     return copies * config.workers * d * 4
 
 

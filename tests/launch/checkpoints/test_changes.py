@@ -84,6 +84,10 @@ def test_rounds_may_change_unless_rates_of_rounds_that_are_done_depend_on_them()
     problem = str(learning_rates(cosine, longer, 10))
     assert "rounds 0 to 9 had the learning rates of rounds=20, and rounds=40 has others" in problem
     assert "cosine" in problem
+    inner = ("worker.inner={adamw: {schedule: linear}}", "worker.local_steps=3")
+    assert learning_rates(config(*inner), config(*inner, "rounds=40"), 0) is None
+    problem = str(learning_rates(config(*inner), config(*inner, "rounds=40"), 10))
+    assert "its schedule linear depends on it: rounds 0 to 9 had the learning rates of rounds=20" in problem
 
 
 def test_what_is_allowed_is_there():

@@ -9,6 +9,7 @@ import torch
 
 from varangian.config.worker_names import default_names
 from varangian.protos.contract import Terms
+from varangian.server.training.optimizer import OPTIMIZERS
 from varangian.worker.attacks import ATTACKS, Push
 from varangian.worker.checkpoints.slots import slots_of
 from varangian.worker.data import Synthetic
@@ -39,8 +40,11 @@ MIMICS = dataclasses.replace(
     attack=ATTACKS.build({"mimic": {"warmup": 20}}, "byzantine.attack"),
     knows="all",
 )
+INNER = {"inner": OPTIMIZERS.build("adamw", ""), "local_steps": 2, "momentum": 0.0, "rounds": 20}
 TASKS = {
     "honest": (TASK, WORKERS[:2]),
+    "inner": (dataclasses.replace(TASK, **INNER), WORKERS[:2]),
+    "inner mimic": (dataclasses.replace(MIMICS, **INNER), WORKERS[-1:]),
     "deltas": (dataclasses.replace(TASK, deltas=True), WORKERS[:2]),
     "replay": (REPLAYS, WORKERS[-2:]),
     "mimic": (MIMICS, WORKERS[-2:]),

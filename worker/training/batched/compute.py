@@ -60,6 +60,8 @@ class BatchedCompute:
     def __init__(self, worker_compute: WorkerCompute) -> None:
         self._worker_compute = worker_compute
         task = self._task = worker_compute.task
+        if task.inner is not None:
+            raise CannotBatch("with worker.inner each worker has an optimizer of its own")
         self._trainer = worker_compute.trainer
         n, d = len(task.workers), worker_compute.layout.numel
         self._places = {name: place for place, name in enumerate(task.workers)}

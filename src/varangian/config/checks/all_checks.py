@@ -115,6 +115,15 @@ def _check_metrics(config: RunConfig) -> Iterator[Problem]:
             yield Problem("metrics", str(error).rstrip("."))
 
 
+def _check_inner(config: RunConfig) -> Iterator[Problem]:
+    """Two learning rates of local steps."""
+    worker = config.worker
+    if worker.inner is not None and worker.local_lr is not None:
+        offers = (*fixes(worker__local_lr=None), *fixes(worker__inner=None))
+        rule = "should be null with worker.inner, which has a learning rate of its own"
+        yield Problem("worker.local_lr", rule, worker.local_lr, f"Set {FIXES}.", offers)
+
+
 def _check_ports(config: RunConfig) -> Iterator[Problem]:
     server = config.server
     if server.data_port and server.data_port == server.port:
@@ -201,6 +210,7 @@ CHECKS = (
     Check(frozenset({"byzantine", "backend"}), _check_wire),
     Check(frozenset({"loss", "byzantine", "partition"}), _check_labels),
     Check(frozenset({"loss", "metrics"}), _check_metrics),
+    Check(frozenset({"worker"}), _check_inner),
     Check(frozenset({"server"}), _check_ports),
     Check(frozenset({"server"}), _check_deadline),
     Check(frozenset({"server"}), _check_kept_rows),

@@ -78,6 +78,10 @@ def check_mimic_momentum(config: RunConfig) -> Iterator[Problem]:
         rule = f"remembers what other workers sent in earlier rounds, {elsewhere}"
         offers = fixes(byzantine__attack="sign_flip")
         yield Problem("byzantine.attack", rule, hint=f"Set {FIXES}.", fixes=offers)
+    elif config.worker.inner is not None:
+        rule = f"needs the state of the inner optimizers of other workers, {elsewhere}"
+        offers = fixes(worker__inner=None, byzantine__attack="sign_flip")
+        yield Problem("byzantine.attack", rule, hint=f"Set {FIXES}.", fixes=offers)
     elif config.worker.momentum > 0:
         rule = f"needs the momentum of other workers, {elsewhere}"
         offers = fixes(worker__momentum=0, byzantine__attack="sign_flip")

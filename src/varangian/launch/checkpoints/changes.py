@@ -77,11 +77,18 @@ def learning_rates(before: RunConfig, after: RunConfig, round: int) -> Problem |
         round: with which it goes on.
     """
     old, new = before.rounds, after.rounds
-    if old == new or all(
-        before.optimizer.rate(t, old) == before.optimizer.rate(t, new) for t in range(round)
-    ):
+    if old == new:
         return None
-    schedule = before.resolved()["optimizer"].get("schedule")
+    steps, inner = before.worker.local_steps, before.worker.inner
+    if any(before.optimizer.rate(t, old) != before.optimizer.rate(t, new) for t in range(round)):
+        schedule = before.resolved()["optimizer"].get("schedule")
+    elif inner is not None and any(
+        inner.rate(t, old * steps) != inner.rate(t, new * steps) for t in range(round * steps)
+    ):
+        ((_, fields),) = before.resolved()["worker"]["inner"].items()
+        schedule = fields.get("schedule")
+    else:
+        return None
     name = next(iter(schedule)) if isinstance(schedule, Mapping) else schedule
     rule = f"should be as in the run that goes on, {old}, as its schedule {name} depends on it: "
     rule += f"rounds 0 to {round - 1} had the learning rates of rounds={old}, and rounds={new} has others"

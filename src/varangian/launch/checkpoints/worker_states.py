@@ -54,7 +54,8 @@ def worker_states(config: RunConfig, run: Path, round: int, members: Sequence[st
     """
     if config.backend == "simulate":
         return None
-    everybody = config.worker.momentum > 0 or config.participation.pushes_deltas
+    own = config.worker.momentum > 0 or config.worker.inner is not None
+    everybody = own or config.participation.pushes_deltas
     attackers = bool(config.byzantine_names) and remembers(config.byzantine.attack)
     parts = [part for part in _parts(states_folder(config, run)) if part.name.split("@")[-1] in members]
     if not (everybody or attackers or parts):
