@@ -16,10 +16,24 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from varangian.aggregators.base import Columnwise, Explained, Mixing, Part, Selecting, Weighting, Whole
+from varangian.aggregators.base import (
+    Columnar,
+    Columnwise,
+    Explained,
+    Mixing,
+    Part,
+    Selecting,
+    Weighting,
+    Whole,
+    is_columnar,
+    is_columnwise,
+    is_selecting,
+    is_weighable,
+)
 from varangian.aggregators.errors import AggregationError, PartError
 from varangian.aggregators.gram import Gram
 from varangian.aggregators.kernels import BackendRefused, NotFinite
+from varangian.aggregators.numeric.shares import Shares
 from varangian.own_classes import is_own, named
 from varangian.plugins import describe_error
 
@@ -31,15 +45,28 @@ def condition(part: Part, n: int, f: int) -> str | None:
     """Why the guarantee of a part does not hold for n points of which f are Byzantine; else None."""
     if not is_own(part):
         return part.requires(n, f)
+    return _reason(part, "requires", lambda: part.requires(n, f))
+
+
+def weighted_condition(part: Part, shares: Shares, f: int) -> str | None:
+    """As `condition`, for points of these weights; also why the part does not take any."""
+    if not is_weighable(part) or (is_columnwise(part) and (is_selecting(part) or not is_columnar(part))):
+        return "it has no form for rows of unequal weight"
+    if not is_own(part):
+        return part.weighted_requires(shares, f)
+    return _reason(part, "weighted_requires", lambda: part.weighted_requires(shares, f))
+
+
+def _reason(part: Part, method: str, ask: Callable[[], Any]) -> str | None:
     try:
-        reason: Any = part.requires(n, f)
+        reason = ask()
     except AggregationError as error:
         return str(error).rstrip(".")
     except Exception as error:
-        return f"its `requires` failed: {describe_error(error, named(part))}"
+        return f"its `{method}` failed: {describe_error(error, named(part))}"
     if reason is None or isinstance(reason, str):
         return reason
-    return f"its `requires` should return None or a sentence, and returned {reason!r}"
+    return f"its `{method}` should return None or a sentence, and returned {reason!r}"
 
 
 def outputs(mixing: Mixing, n: int) -> int:
@@ -100,6 +127,18 @@ def column_reduction(rule: Columnwise) -> Callable[[Tensor], Tensor]:
             return found.to(block)
 
     return reduce
+
+
+def weighted_columns(rule: Columnar, shares: Shares) -> Columnwise:
+    """The reduction of columns whose values have these weights."""
+    if not is_own(rule):
+        return rule.weighted_columns(shares)
+    with _asked(rule):
+        found: Any = rule.weighted_columns(shares)
+        if not is_columnwise(found):
+            expected = "a rule with `columnwise(block)`"
+            raise _unfit(rule, "weighted_columns", expected, type(found).__name__)
+        return found
 
 
 def vector(rule: Whole, rows: Tensor) -> Tensor:

@@ -15,6 +15,7 @@ from torch import Tensor
 
 from varangian.aggregators.gram import Gram
 from varangian.aggregators.numeric.order import Order
+from varangian.aggregators.numeric.shares import CRUMB, HALF, Shares
 from varangian.own_classes import OwnClasses, OwnFunction, replaced
 from varangian.registry import Registry
 
@@ -155,6 +156,46 @@ class Naming(Part, Protocol):
         ...
 
 
+@runtime_checkable
+class Weighable(Part, Protocol):
+    """A rule or a mixing with a form for rows of unequal weight; without it a part refuses weights.
+
+    The Gram matrix that it is given then has `shares`. A mixing keeps every point in its place, and a
+    columnwise rule is `Columnar`. Where all rows weigh the same, `shares` is None.
+    """
+
+    def weighted_requires(self, shares: Shares, f: int, /) -> str | None:
+        """As `requires`, for rows of these weights of which any f may be Byzantine."""
+        ...
+
+
+@runtime_checkable
+class Columnar(Weighable, Protocol):
+    """A columnwise rule with a form for rows of unequal weight."""
+
+    def weighted_columns(self, shares: Shares, /) -> Columnwise:
+        """The reduction of columns whose values have these weights."""
+        ...
+
+
+@runtime_checkable
+class WeightedResilient(Weighable, Protocol):
+    """A rule whose robustness coefficient is known for rows of unequal weight."""
+
+    def weighted_kappa(self, shares: Shares, f: int, /) -> float | None:
+        """As `kappa`; only asked where `weighted_requires(shares, f)` is None."""
+        ...
+
+
+@runtime_checkable
+class WeightedConserving(Weighable, Protocol):
+    """A mixing with a known effect on the robustness coefficient for rows of unequal weight."""
+
+    def weighted_carried(self, shares: Shares, f: int, kappa: float, /) -> float | None:
+        """As `carried`; only asked where `weighted_requires(shares, f)` is None."""
+        ...
+
+
 # `isinstance` with a protocol takes microseconds; `issubclass` caches its answer by class.
 
 
@@ -180,6 +221,14 @@ def is_explained(rule: object) -> TypeGuard[Explained]:
 
 def is_naming(rule: object) -> TypeGuard[Naming]:
     return issubclass(type(rule), Naming)
+
+
+def is_weighable(part: Part) -> TypeGuard[Weighable]:
+    return issubclass(type(part), Weighable)
+
+
+def is_columnar(rule: object) -> TypeGuard[Columnar]:
+    return issubclass(type(rule), Columnar)
 
 
 class Aggregate(NamedTuple):
@@ -313,6 +362,22 @@ def honest_majority(n: int, f: int) -> str | None:
     if n < 2 * f + 1:
         return f"it needs n >= 2 f + 1, {2 * f + 1} for f = {f}, and n is {n}"
     return None
+
+
+def light_minority(shares: Shares, f: int) -> str | None:
+    """The condition B < 1/2 of any robust rule, where rows have weights: honest rows have the majority."""
+    budget = shares.budget(f)
+    if budget >= HALF:
+        rows = f"the {f} heaviest rows" if f > 1 else "the heaviest row"
+        return (
+            f"it needs less than half of the weight on f = {f} rows, and {rows} may have {budget:.3g} of it"
+        )
+    return None
+
+
+def above(value: float, bound: float) -> bool:
+    """Whether a sum of weights is more than another, beyond rounding."""
+    return value > bound + CRUMB
 
 
 def check_f(f: int) -> None:

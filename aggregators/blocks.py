@@ -26,6 +26,7 @@ import torch
 from torch import Tensor
 
 from varangian.aggregators.base import Aggregate
+from varangian.aggregators.numeric.shares import Shares
 from varangian.aggregators.rows import Rows, RowsError
 
 
@@ -40,9 +41,10 @@ class BlockAggregator(Protocol):
         *,
         faults: int,
         into: Tensor | None,
+        weights: Shares | None,
     ) -> Aggregate: ...
 
-    def among(self, kept: Sequence[int], faults: int) -> BlockAggregator: ...
+    def among(self, kept: Sequence[int], faults: int, weights: Shares | None = None) -> BlockAggregator: ...
 
 
 def columns_of(blocks: Sequence[int] | None, d: int) -> list[slice]:
@@ -73,6 +75,7 @@ def aggregate_blocks(
     blocks: Sequence[slice],
     faults: int,
     into: Tensor | None,
+    shares: Shares | None = None,
 ) -> Aggregate:
     """The updates of all blocks, one behind the other.
 
@@ -87,6 +90,7 @@ def aggregate_blocks(
         blocks: columns of each.
         faults: as `Aggregator.__call__` takes it.
         into: memory (d,) for the update; unused where rows have a wider type.
+        shares: weights of the rows; None where all weigh the same.
 
     Raises:
         AggregationError: as of one block; or the rows that are left are too few.
@@ -97,29 +101,31 @@ def aggregate_blocks(
         vector = torch.empty(rows.d, dtype=rows.dtype, device=rows.device)
     n, kept, before = len(rows), [*range(len(rows))], rng.get_state()
 
-    def each(now: BlockAggregator, left: Rows, gone: int) -> Iterator[Aggregate]:
+    def each(now: BlockAggregator, left: Rows, gone: int, weights: Shares | None) -> Iterator[Aggregate]:
         for columns in blocks:
             rng.set_state(before)
             part = left.columns(columns.start, columns.stop)
             known = None if reference is None else reference[columns]
             place = vector[columns]
-            found = now(part, known, rng, faults=gone, into=place)
+            found = now(part, known, rng, faults=gone, into=place, weights=weights)
             if found.vector.data_ptr() != place.data_ptr():
                 place.copy_(found.vector)
             yield found
 
     # In almost every round all rows are finite: they are read once.
-    found = [*each(aggregator, rows, faults)]
+    found = [*each(aggregator, rows, faults, shares)]
     dropped = tuple(sorted({row for one in found for row in one.dropped}))
     if dropped:
         kept = [row for row in kept if row not in dropped]
-        found = [*each(aggregator.among(kept, faults + len(dropped)), rows.keep(kept), 0)]
-    shares = [(columns.stop - columns.start) / rows.d for columns in blocks]
+        weighing = None if shares is None else shares.keeping(kept)
+        now = aggregator.among(kept, faults + len(dropped), weighing)
+        found = [*each(now, rows.keep(kept), 0, weighing)]
+    sizes = [(columns.stop - columns.start) / rows.d for columns in blocks]
     return Aggregate(
         vector,
-        _weights(found, shares, kept, n),
+        _weights(found, sizes, kept, n),
         dropped,
-        sum(share * one.reference_weight for share, one in zip(shares, found, strict=True)),
+        sum(share * one.reference_weight for share, one in zip(sizes, found, strict=True)),
         spread=_sum([one.spread for one in found]),
     )
 

@@ -15,7 +15,7 @@ a third of torch's.
 from __future__ import annotations
 
 from collections.abc import Callable, Hashable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import Any, TypeVar, cast
 
@@ -26,6 +26,7 @@ from torch import Tensor
 
 from varangian.aggregators.kernels import Backend, NotFinite, backend_for
 from varangian.aggregators.numeric.algebra import Array, product
+from varangian.aggregators.numeric.shares import Shares
 from varangian.aggregators.numeric.timing import part
 from varangian.aggregators.rows import Rows
 
@@ -76,6 +77,8 @@ class Gram:
     coords: Tensor  # (m, n+2)
     unmixed: bool = False
     """Whether the points are the rows, all of them in their order."""
+    shares: Shares | None = None
+    """Weights of the points; None where all weigh the same."""
     _known: dict[Hashable, Any] = field(default_factory=dict[Hashable, Any], init=False, repr=False)
 
     @classmethod
@@ -99,7 +102,11 @@ class Gram:
 
     def mixed(self, mixing: Tensor) -> Gram:
         """The points `mixing @ points`; (k, m), or (k, m+1) with the reference last."""
-        return Gram(self.basis, self.combination(mixing))
+        return Gram(self.basis, self.combination(mixing), shares=self.shares)
+
+    def weighted(self, shares: Shares | None) -> Gram:
+        """The same points with these weights, which mixings that keep points in their places pass on."""
+        return self if shares is None else replace(self, shares=shares)
 
     def combination(self, weights: Tensor) -> Tensor:
         """Coordinates of weighted sums of the points: (..., m) or (..., m+1) -> (..., n+2)."""

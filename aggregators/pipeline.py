@@ -12,6 +12,7 @@ from typing import Any, TypeAlias, cast
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 from varangian.aggregators import answers, base
@@ -22,12 +23,15 @@ from varangian.aggregators.base import (
     Mixing,
     Part,
     Resilient,
+    WeightedConserving,
+    WeightedResilient,
     Weighting,
     Whole,
     among,
     by_place,
     check_f,
     in_place,
+    is_columnar,
     is_columnwise,
     is_explained,
     is_naming,
@@ -43,6 +47,7 @@ from varangian.aggregators.gram import Gram, precision_of
 from varangian.aggregators.kernels import Backend, BackendRefused, NotFinite, after, backend_for, unscreened
 from varangian.aggregators.kernels import reference as exact
 from varangian.aggregators.numeric.order import Window
+from varangian.aggregators.numeric.shares import Shares, SharesError
 from varangian.aggregators.rows import Rows, RowsError, tensor_of
 from varangian.own_classes import shown
 
@@ -97,12 +102,23 @@ class Aggregator:
         columnwise = is_columnwise(self.rule) and not is_selecting(self.rule)
         return self.per_block and (bool(self.mix) or not columnwise)
 
-    def requires(self, n: int, f: int | None = None) -> str | None:
-        """Why the guarantee does not hold for n rows of which f are Byzantine; None when it does."""
+    def requires(self, n: int, f: int | None = None, weights: Weights | None = None) -> str | None:
+        """Why the guarantee does not hold for n rows of which f are Byzantine; None when it does.
+
+        Args:
+            n: how many rows.
+            f: of them; by default the tolerance.
+            weights: of the rows, where not all weigh the same.
+
+        Raises:
+            RowsError: the weights are not n positive numbers.
+        """
         f = (self.tolerance or 0) if f is None else f
         check_f(f)
         if n < 1:
             return f"{self.rule!r}: there are no rows"
+        if (shares := shares_of(weights, n)) is not None:
+            return self._weighted_requires(shares, f)
         moved: Mixing | None = None
         for mixing in self.mix:
             if reason := _why_displaced(mixing, moved) or answers.condition(mixing, n, f):
@@ -118,7 +134,13 @@ class Aggregator:
         after = f" (after {', '.join(map(shown, self.mix))}: {n} points)" if self.mix else ""
         return f"{shown(self.rule)}: {reason}{after}" if reason else None
 
-    def kappa(self, n: int, f: int | None = None) -> float | None:
+    def _weighted_requires(self, shares: Shares, f: int) -> str | None:
+        for part in (*self.mix, self.rule):
+            if reason := answers.weighted_condition(part, shares, f):
+                return f"{shown(part)}: {reason}"
+        return None
+
+    def kappa(self, n: int, f: int | None = None, weights: Weights | None = None) -> float | None:
         """The known robustness coefficient for n rows of which f are Byzantine; None where none is known.
 
         For every S of n - f rows |F(x) - mean_S|^2 is at most kappa times the mean of |x_i - mean_S|^2 over
@@ -129,11 +151,16 @@ class Aggregator:
         A rule that is robust against g Byzantine rows is so against f < g with the same coefficient: the
         mean over S, of n - f rows, is the mean of the means of its subsets of n - g, which have no more
         variance.
+
+        With `weights` all means are weighted, and S is any rows that weigh 1 - B or more of the whole, for
+        the weight budget B of the f heaviest.
         """
         f = (self.tolerance or 0) if f is None else f
         check_f(f)
+        shares = shares_of(weights, n)
         told = {g for g in map(tolerance, (*self.mix, self.rule)) if g is not None and g > f}
-        known = [kappa for g in (f, *told) if (kappa := self._kappa(n, g)) is not None]
+        each = self._kappa if shares is None else partial(self._weighted_kappa, shares)
+        known = [kappa for g in (f, *told) if (kappa := each(n, g)) is not None]
         return min(known, default=None)
 
     def _kappa(self, n: int, f: int) -> float | None:
@@ -148,6 +175,16 @@ class Aggregator:
             kappa = mixing.carried(m, f, kappa)
         return kappa
 
+    def _weighted_kappa(self, shares: Shares, n: int, f: int) -> float | None:
+        if self._weighted_requires(shares, f) or not isinstance(self.rule, WeightedResilient):
+            return None
+        kappa = self.rule.weighted_kappa(shares, max(f, tolerance(self.rule) or 0))
+        for mixing in reversed(self.mix):
+            if kappa is None or not isinstance(mixing, WeightedConserving):
+                return None
+            kappa = mixing.weighted_carried(shares, f, kappa)
+        return kappa
+
     def __call__(
         self,
         rows: Rows | Tensor | Sequence[Any],
@@ -158,6 +195,7 @@ class Aggregator:
         measured: Callable[[], Tensor] | None = None,
         into: Tensor | None = None,
         blocks: Sequence[int] | None = None,
+        weights: Weights | None = None,
     ) -> Aggregate:
         """Aggregate n flat vectors.
 
@@ -178,26 +216,40 @@ class Aggregator:
                 or are dropped.
             blocks: sizes of the parameter tensors, which make up the d columns in this order; required
                 with `per_block`, and without a meaning otherwise.
+            weights: how much each row weighs, (n,), positive, on any scale; then those of the `faults`
+                workers that are gone, if any. The f rows that may be Byzantine become the weight of the f
+                heaviest, and a row that is proved invalid spends its own. Weights that are all equal
+                change no bit.
 
         Raises:
-            RowsError: the rows are not n flat vectors of one kind, or the reference does not fit them.
+            RowsError: the rows are not n flat vectors of one kind, or the reference or the weights do not
+                fit them.
             AggregationError: too few rows are left for the guarantee, or more are provably invalid
                 than were declared Byzantine.
         """
-        rng = rng or (torch.default_generator if self.mix else _UNUSED)
+        rng, rows = rng or (torch.default_generator if self.mix else _UNUSED), Rows.of(rows)
+        shares = shares_of(weights, len(rows), faults)
         if self.splits:
-            given_rows, single = Rows.of(rows), replace(self, per_block=False)
-            columns = columns_of(blocks, given_rows.d)
-            last = _checked(reference, given_rows)
-            return aggregate_blocks(single, given_rows, last, rng, blocks=columns, faults=faults, into=into)
+            return aggregate_blocks(
+                replace(self, per_block=False),
+                rows,
+                _checked(reference, rows),
+                rng,
+                blocks=columns_of(blocks, rows.d),
+                faults=faults,
+                into=into,
+                shares=shares,
+            )
         before = rng.get_state() if self.mix else None
         given = _CallOptions(measured, into, self.backend)
-        for valid in _attempts(Rows.of(rows), reference, self._described, is_whole(self.rule), given):
+        described = self._described and shares is None
+        for valid in _attempts(rows, reference, described, is_whole(self.rule), given):
             if before is not None:
                 rng.set_state(before)
             try:
-                now = self.among(valid.kept, len(valid.dropped) + faults)
-                return now._answer(valid, rng)
+                left = None if shares is None else shares.keeping(valid.kept)
+                now = self.among(valid.kept, len(valid.dropped) + faults, left)
+                return now._answer(valid, rng, shares=left)
             except NotFinite:
                 continue
         raise BackendRefused(
@@ -246,10 +298,14 @@ class Aggregator:
         return not self.mix and is_ordered(self.rule) and not is_selecting(self.rule)
 
     def _answer(
-        self, valid: _ValidRows, rng: torch.Generator, last: _LastAnswer | None = None
+        self,
+        valid: _ValidRows,
+        rng: torch.Generator,
+        last: _LastAnswer | None = None,
+        shares: Shares | None = None,
     ) -> Aggregate:
         """The aggregate of rows that are enough for the guarantee; the last one where it is the same."""
-        measured = gram = valid.gram(self.rule)
+        measured = gram = valid.gram(self.rule).weighted(shares)
         for mixing in self.mix:
             gram = gram.mixed(answers.mixed(mixing, gram, rng))
         if is_selecting(self.rule):
@@ -258,13 +314,18 @@ class Aggregator:
         if is_columnwise(self.rule):
             if last is not None and coords is not None:
                 return last.or_found(self.rule, gram, partial(valid.reduce, self.rule, coords))
-            return valid.reduce(self.rule, coords)
+            return valid.reduce(columns_by(self.rule, shares), coords)
         if is_whole(self.rule):
             return valid.compute(self.rule, coords)
         return valid.weigh(cast("Weighting", self.rule), gram)
 
-    def among(self, kept: Sequence[int], faults: int) -> Aggregator:
+    def among(self, kept: Sequence[int], faults: int, weights: Weights | None = None) -> Aggregator:
         """This aggregator for the rows that are left after those of `faults` workers are gone.
+
+        Args:
+            kept: places of the rows that are left.
+            faults: how many workers are gone.
+            weights: of the rows that are left, and then of those that are gone.
 
         Raises:
             AggregationError: the guarantee does not hold for them.
@@ -287,11 +348,13 @@ class Aggregator:
                 mix=tuple(cast("Mixing", m) for m in mix),
                 f=left,
             )
-        if reason := now.requires(n - faults, left or 0):
+        if reason := now.requires(n - faults, left or 0, shares_of(weights, n - faults, faults)):
             raise AggregationError(f"{reason}.")
         return now
 
 
+Weights: TypeAlias = Shares | Sequence[float] | Tensor | NDArray[Any]
+"""What rows weigh: positive numbers on any scale."""
 How: TypeAlias = Columnwise | Tensor
 """The way to the update's columns: by a rule, or by coefficients of (x_1, ..., x_n, r)."""
 
@@ -494,6 +557,31 @@ def _screened(rows: Rows, reference: Tensor | None, chosen: Backend) -> _ValidRo
     dropped = tuple((~finite).nonzero().flatten().tolist())
     clean = rows.keep(kept).flushed(subnormal[kept])
     return _ValidRows(clean, reference, chosen, len(rows), kept, dropped)
+
+
+def shares_of(weights: Weights | None, n: int, faults: int = 0) -> Shares | None:
+    """The weights of n rows, and of those of `faults` workers that are gone; None where all are equal.
+
+    Raises:
+        RowsError: they are not positive numbers, one for each.
+    """
+    if weights is None:
+        return None
+    if isinstance(weights, Shares):
+        assert len(weights) == n
+        return weights
+    try:
+        return Shares.of(weights, n, faults)
+    except SharesError as error:
+        raise RowsError(str(error)) from None
+
+
+def columns_by(rule: Columnwise, shares: Shares | None) -> Columnwise:
+    """The reduction of columns by a rule, for points of these weights."""
+    if shares is None:
+        return rule
+    assert is_columnar(rule)
+    return answers.weighted_columns(rule, shares)
 
 
 def _checked(reference: Tensor | None, rows: Rows) -> Tensor | None:

@@ -11,6 +11,7 @@ from torch import Tensor
 
 from varangian.aggregators.base import MIXINGS, check_positive
 from varangian.aggregators.gram import Gram, factors
+from varangian.aggregators.numeric.shares import Shares
 
 
 @MIXINGS.register("clipping")
@@ -37,6 +38,9 @@ class Clipping:
 
     def requires(self, n: int, f: int) -> None:
         """No condition: every row stays in its place."""
+
+    def weighted_requires(self, shares: Shares, f: int) -> None:
+        """No condition, and nothing else: a row is clipped whatever it weighs."""
 
     def outputs(self, n: int) -> int:
         return n

@@ -11,9 +11,13 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from varangian.aggregators.base import MIXINGS, check_f, honest_majority, told_enough
+from varangian.aggregators.base import MIXINGS, check_f, honest_majority, light_minority, told_enough
 from varangian.aggregators.gram import Gram
 from varangian.aggregators.numeric.algebra import Array
+from varangian.aggregators.numeric.shares import Shares, filled
+
+ALWAYS = 3 + math.sqrt(8)
+"""What one more than the coefficient of the rule after it is multiplied by at most."""
 
 
 @MIXINGS.register("nnm")
@@ -21,7 +25,9 @@ from varangian.aggregators.numeric.algebra import Array
 class NNM:
     """NNM: each row becomes the mean of its n - f nearest rows, itself among them; the lower row wins ties.
 
-    "Fixing by Mixing: A Recipe for Optimal Byzantine ML under Heterogeneity" (Allouah et al., 2023).
+    "Fixing by Mixing: A Recipe for Optimal Byzantine ML under Heterogeneity" (Allouah et al., 2023). With
+    weights it is the weighted mean of the nearest rows of weight 1 - B, the last of them in part; B is what
+    the f heaviest rows weigh.
     """
 
     f: int
@@ -42,13 +48,25 @@ class NNM:
         a mean square distance no larger than all of S: v + a^2. So their mean is at most sqrt(v + a^2) + a
         from that of S; the square of this is at most (3 + sqrt 8) v on average over S.
         """
-        always = 3 + math.sqrt(8)
-        return (min(8 * f / (n - f), always) if f == self.f else always) * (kappa + 1)
+        return (min(8 * f / (n - f), ALWAYS) if f == self.f else ALWAYS) * (kappa + 1)
+
+    def weighted_requires(self, shares: Shares, f: int) -> str | None:
+        return light_minority(shares, self.f) or told_enough(self, f)
+
+    def weighted_carried(self, shares: Shares, f: int, kappa: float) -> float:
+        """8 B / (1 - B) (kappa + 1) with the weight budget B, and never more than (3 + sqrt 8) (kappa + 1).
+
+        Both are those of rows split into equal copies, all of which become the same point.
+        """
+        budget = shares.budget(f)
+        return (min(8 * budget / (1 - budget), ALWAYS) if f == self.f else ALWAYS) * (kappa + 1)
 
     def outputs(self, n: int) -> int:
         return n
 
     def mix(self, gram: Gram, rng: torch.Generator) -> Tensor:
+        if gram.shares is not None:
+            return torch.from_numpy(_nearest_weight(gram.sqdist.numpy(), gram.shares, self.f))
         kept = len(gram) - self.f
         return torch.from_numpy(_nearest(gram.sqdist.numpy(), kept) / kept)
 
@@ -62,3 +80,12 @@ def _nearest(distances: Array, count: int) -> NDArray[np.bool_]:
         places = count - nearer.sum(axis=1, keepdims=True)
         near = nearer | (near & ((near & ~nearer).cumsum(axis=1) <= places))
     return near
+
+
+def _nearest_weight(distances: Array, shares: Shares, f: int) -> Array:
+    """Weights of the rows nearest to each row: (m, m), each row of sum 1."""
+    order = np.argsort(distances, axis=1, kind="stable")
+    taken = filled(shares.p[order], 1 - shares.budget(f))
+    mixing = np.zeros_like(distances)
+    np.put_along_axis(mixing, order, taken / taken.sum(axis=1, keepdims=True), axis=1)
+    return mixing

@@ -11,6 +11,7 @@ from torch import Tensor
 
 from varangian.aggregators.errors import AggregationError
 from varangian.aggregators.gram import Gram
+from varangian.aggregators.numeric.shares import Shares
 
 
 @dataclass(frozen=True)
@@ -31,6 +32,9 @@ class Scaled:
 
     def requires(self, n: int, f: int) -> None:
         """No condition: every row stays in its place."""
+
+    def weighted_requires(self, shares: Shares, f: int) -> None:
+        """No condition, and nothing else: a row is scaled whatever it weighs."""
 
     def outputs(self, n: int) -> int:
         return n

@@ -9,8 +9,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from varangian.aggregators.base import RULES, check_f, honest_majority, told_enough
+from varangian.aggregators.base import RULES, check_f, honest_majority, light_minority, told_enough
 from varangian.aggregators.gram import Gram
+from varangian.aggregators.numeric.shares import CRUMB, Shares
 from varangian.aggregators.numeric.spectrum import leading
 
 
@@ -25,7 +26,8 @@ class CAF:
     are gone; the result is the weighted mean of the pass with the least top eigenvalue. No bound on the
     honest covariance is needed. Unlike in the authors' library, which takes one random power step and lets
     rows without weight set the largest distance, the eigenvector is exact and every pass takes all weight
-    from at least one row.
+    from at least one row. Rows that have weights begin with them, and passes end when 2 B of the weight
+    are gone; B is what the f heaviest rows weigh.
     """
 
     f: int
@@ -43,24 +45,41 @@ class CAF:
         2 f / (n - 3 f) (1 + ρ)². It holds with the largest eigenvalue of the honest covariance in place of
         its trace; docs/concepts/robustness.md has the proof.
         """
-        if f != self.f:
-            return None
-        root = math.sqrt(2 * (n - f) / (n - 2 * f))
-        bound = f / (n - 2 * f) * (1 + (1 + math.sqrt(2)) * root) ** 2
-        return min(bound, 2 * f / (n - 3 * f) * (1 + root) ** 2) if n > 3 * f else bound
+        return _bound(n, f) if f == self.f else None
+
+    def weighted_requires(self, shares: Shares, f: int) -> str | None:
+        return light_minority(shares, self.f) or told_enough(self, f)
+
+    def weighted_kappa(self, shares: Shares, f: int) -> float | None:
+        """That of equal rows with 1 in place of n, and the weight budget B in place of f.
+
+        The proof adds up weights, and never counts rows: it holds as it stands for rows that begin with
+        unequal ones.
+        """
+        return _bound(1.0, shares.budget(f)) if f == self.f else None
 
     def __call__(self, gram: Gram) -> Tensor:
-        inner = gram.relative.numpy()
-        weights = best = np.ones(len(gram))
+        inner, shares = gram.relative.numpy(), gram.shares
+        if shares is None:
+            begin, enough = np.ones(len(gram)), float(len(gram) - 2 * self.f)
+        else:
+            begin, enough = shares.p, 1 - 2 * shares.budget(self.f) + CRUMB
+        weights = best = begin
         least = np.inf
         while True:
-            shares = weights / weights.sum()
-            variance, places = leading(inner, shares)
+            now = weights / weights.sum()
+            variance, places = leading(inner, now)
             if variance < least:
-                best, least = shares, variance
-            distances = np.square(places - shares @ places)
+                best, least = now, variance
+            distances = np.square(places - now @ places)
             farthest = distances[weights > 0].max()
             if farthest > 0:
                 weights = np.maximum(weights * (1 - distances / farthest), 0)
-            if farthest <= 0 or weights.sum() <= len(gram) - 2 * self.f:
+            if farthest <= 0 or weights.sum() <= enough:
                 return torch.from_numpy(best)
+
+
+def _bound(n: float, f: float) -> float:
+    root = math.sqrt(2 * (n - f) / (n - 2 * f))
+    bound = f / (n - 2 * f) * (1 + (1 + math.sqrt(2)) * root) ** 2
+    return min(bound, 2 * f / (n - 3 * f) * (1 + root) ** 2) if n > 3 * f else bound

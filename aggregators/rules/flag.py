@@ -19,9 +19,10 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from varangian.aggregators.base import RULES, check_count, honest_majority
+from varangian.aggregators.base import RULES, check_count, honest_majority, light_minority
 from varangian.aggregators.gram import Gram, inverses, typical
 from varangian.aggregators.numeric.algebra import Array, cholesky, eigh, product
+from varangian.aggregators.numeric.shares import Shares
 
 SLACK = 1e-7
 """As in the released code: keeps the weight of a row finite that lies in the subspace entirely."""
@@ -41,7 +42,8 @@ class Flag:
     Optimization" (Almasi et al., 2024). The last line of the paper's Algorithm 1 sums raw rows, which
     is not robust: one long row determines the update. The authors' released code sums rows of length 1 and
     runs a single iteration. So does this one, and multiplies by the median length of the rows. With more
-    iterations the subspace fits half of the rows exactly and ignores the others.
+    iterations the subspace fits half of the rows exactly and ignores the others. With weights a row counts
+    for the subspace, the mean and the median as often as it weighs; `components` stays a number of rows.
     """
 
     components: int | None = None
@@ -73,14 +75,30 @@ class Flag:
             return f"it cannot find {self.components} components in {n} rows"
         return honest_majority(n, f)
 
+    def weighted_requires(self, shares: Shares, f: int) -> str | None:
+        if self.lam:
+            return "differences between rows have no weights: set `lam` to 0"
+        return self.requires(len(shares), 0) or light_minority(shares, f)
+
     def __call__(self, gram: Gram) -> Tensor:
         n, found, lengths = len(gram), self._subspace(gram), gram.norms.numpy()
+        if gram.shares is not None:
+            return self._weighted(found, lengths, gram.shares)
         if self.final == "scaled":
             shadow = found.shadows.sum(axis=1) * (typical(lengths) / n)
         elif self.final == "released":
             shadow = found.shadows.sum(axis=1) / self._components(n)
         else:
             shadow = found.shadows @ (lengths / n)
+        return torch.from_numpy(found.basis @ shadow * inverses(lengths))
+
+    def _weighted(self, found: _Subspace, lengths: Array, shares: Shares) -> Tensor:
+        if self.final == "scaled":
+            shadow = found.shadows @ (shares.p * shares.median(lengths))
+        elif self.final == "released":
+            shadow = found.shadows @ (shares.counts / self._components(len(shares)))
+        else:
+            shadow = found.shadows @ (shares.p * lengths)
         return torch.from_numpy(found.basis @ shadow * inverses(lengths))
 
     def explain(self, gram: Gram) -> Mapping[str, Tensor]:
@@ -98,11 +116,12 @@ class Flag:
         scale = inverses(gram.norms.numpy())
         unit = gram.inner.numpy() * scale[:, None] * scale
         pairs = _Pairs.of(gram, self.lam, self.pairs)
-        found = _Subspace.leading(unit, np.ones(len(gram)), pairs, None, self._components(len(gram)))
+        counts = np.ones(len(gram)) if gram.shares is None else gram.shares.counts
+        found = _Subspace.leading(unit, counts, pairs, None, self._components(len(gram)))
         for _ in range(self.iterations - 1):
-            before, weights = found, _weight(found.explained)
+            before, weights = found, counts * _weight(found.explained)
             found = _Subspace.leading(unit, weights, pairs, before.between, self._components(len(gram)))
-            if abs(before.objective - found.objective) < CONVERGED:
+            if abs(before.objective(counts) - found.objective(counts)) < CONVERGED:
                 break
         return found
 
@@ -141,9 +160,8 @@ class _Subspace:
         """The explained variance of each difference of rows, (n, n)."""
         return self.pairs.explained(self.shadows)
 
-    @cached_property
-    def objective(self) -> float:
-        rows = float(np.sqrt(_rest(self.explained)).sum())
+    def objective(self, counts: Array) -> float:
+        rows = float((counts * np.sqrt(_rest(self.explained))).sum())
         if not self.pairs.lam:
             return rows
         return rows + self.pairs.lam * float((self.pairs.there * np.sqrt(_rest(self.between))).sum())

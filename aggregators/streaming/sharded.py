@@ -29,7 +29,16 @@ from varangian.aggregators.base import (
 )
 from varangian.aggregators.gram import DOUBLE, Gram
 from varangian.aggregators.kernels import Backend, NotFinite, after, backend_for, unscreened
-from varangian.aggregators.pipeline import CONVEX, Aggregator, on_rows, rows_of_points, single_rows
+from varangian.aggregators.pipeline import (
+    CONVEX,
+    Aggregator,
+    Weights,
+    columns_by,
+    on_rows,
+    rows_of_points,
+    shares_of,
+    single_rows,
+)
 from varangian.aggregators.rows import Rows
 from varangian.aggregators.streaming.stream import streams
 from varangian.own_classes import is_own, shown
@@ -185,6 +194,7 @@ def decide(
     rng: torch.Generator,
     *,
     precision: float = DOUBLE,
+    weights: Weights | None = None,
 ) -> Decision:
     """The decision for all places, from the sum of what they measured.
 
@@ -193,6 +203,7 @@ def decide(
         measured: the sum over all places, each once.
         rng: randomness of the mixings; the same state in every place.
         precision: rounding of the products, the worst of `precision_of` the rows of all places.
+        weights: of the rows, (n,), where not all weigh the same.
 
     Raises:
         AggregationError: too few rows are left for the guarantee, or more are invalid than may be
@@ -200,10 +211,13 @@ def decide(
     """
     n = len(measured.invalid)
     kept = tuple((measured.invalid == 0).nonzero().flatten().tolist())
-    now = aggregator.among(kept, n - len(kept))
+    shares = shares_of(weights, n)
+    if shares is not None:
+        shares = shares.keeping(kept)
+    now = aggregator.among(kept, n - len(kept), shares)
     places = torch.tensor([*kept, n, n + 1])
     products = measured.products[places[:, None], places]
-    points = start = Gram.about(lambda: products, len(kept), precision)
+    points = start = Gram.about(lambda: products, len(kept), precision).weighted(shares)
     for mixing in now.mix:
         points = points.mixed(answers.mixed(mixing, points, rng))
     rule: Any = now.rule
@@ -211,7 +225,7 @@ def decide(
         points = points.mixed(answers.selected(rule, points))
     if is_columnwise(rule):
         coords = None if points is start else on_rows(points.coords)
-        return Decision(rule, n, kept, coords, aggregator.backend)
+        return Decision(columns_by(rule, shares), n, kept, coords, aggregator.backend)
     return _weighed(cast("Weighting", rule), points, start, n, kept, aggregator.backend)
 
 

@@ -25,7 +25,15 @@ from varangian.aggregators.base import (
 from varangian.aggregators.errors import AggregationError, PartError
 from varangian.aggregators.gram import Gram
 from varangian.aggregators.kernels import NotFinite, accumulate, after, backend_for
-from varangian.aggregators.pipeline import Aggregator, How, on_rows, reduce_columns
+from varangian.aggregators.pipeline import (
+    Aggregator,
+    How,
+    Weights,
+    columns_by,
+    on_rows,
+    reduce_columns,
+    shares_of,
+)
 from varangian.aggregators.rows import Rows
 
 SLICES = 4
@@ -52,6 +60,7 @@ class Stream:
         reference: as the aggregator takes it.
         faults: rows of these workers are gone already, as the aggregator takes it.
         into: memory (d,) for the update; at least as wide as the rows.
+        weights: of the rows, and then of those that are gone, as the aggregator takes them.
     """
 
     def __init__(
@@ -63,18 +72,19 @@ class Stream:
         *,
         faults: int = 0,
         into: Tensor | None = None,
+        weights: Weights | None = None,
     ) -> None:
         self._aggregator = aggregator
         self._reference = reference
-        self._how = _reduction(aggregator, n, faults)
+        self._how = _reduction(aggregator, n, faults, weights)
         self._vector = torch.empty(d) if into is None else into
         self._columns = 0
         self._failed: PartError | None = None
         """The first error of a rule of the user; the other columns come all the same."""
 
-    def holds(self, n: int, faults: int) -> bool:
-        """Whether the same is to become of n rows when so many are gone."""
-        how = _reduction(self._aggregator, n, faults)
+    def holds(self, n: int, faults: int, weights: Weights | None = None) -> bool:
+        """Whether the same is to become of n rows, of these weights, when so many are gone."""
+        how = _reduction(self._aggregator, n, faults, weights)
         return how is not None and self._how is not None and _same(how, self._how)
 
     def advance(self, block: Sequence[Tensor], start: int) -> None:
@@ -92,14 +102,14 @@ class Stream:
             self._failed = self._failed or error
         self._columns = start + part.d
 
-    def finish(self, n: int, faults: int) -> Aggregate:
+    def finish(self, n: int, faults: int, weights: Weights | None = None) -> Aggregate:
         """The aggregate of these rows.
 
         Raises:
             AggregationError: as the aggregator; or it would make something else of n rows.
         """
-        self._aggregator.among(range(n), faults)
-        if not self.holds(n, faults) or self._columns < len(self._vector):
+        self._aggregator.among(range(n), faults, weights)
+        if not self.holds(n, faults, weights) or self._columns < len(self._vector):
             raise AggregationError("Columns were forgotten before it was known whose rows count.")
         if self._failed is not None:
             raise self._failed
@@ -108,19 +118,20 @@ class Stream:
         return Aggregate(self._vector, None, ())
 
 
-def _reduction(aggregator: Aggregator, n: int, faults: int) -> How | None:
+def _reduction(aggregator: Aggregator, n: int, faults: int, weights: Weights | None = None) -> How | None:
     """The reduction of the columns of n rows, if it is known before the rows are; else None."""
     try:
-        now = aggregator.among(range(n), faults)
+        shares = shares_of(weights, n, faults)
+        now = aggregator.among(range(n), faults, shares)
     except AggregationError:
         return None
     if now.mix or is_selecting(now.rule):
         return None
     if is_columnwise(now.rule):
-        return now.rule
+        return columns_by(now.rule, shares)
     if is_whole(now.rule):
         return None
-    gram = Gram.about(_refuse_to_measure, n)
+    gram = Gram.about(_refuse_to_measure, n).weighted(shares)
     try:
         return on_rows(gram.combination(answers.weights(cast("Weighting", now.rule), gram)))
     except (_DependsOnRows, PartError):

@@ -1,0 +1,183 @@
+"""Weights of rows: what share of the whole each has, and how much of it may be Byzantine.
+
+With weights the number f of Byzantine rows becomes a budget B, the weight of the f heaviest rows: whoever
+the f Byzantine workers are, they have no more together. A row of weight k/N counts as k of N equal rows.
+
+n  rows     m  rows that are left
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from functools import cached_property
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from varangian.aggregators.numeric.algebra import Array
+
+CRUMB = 1e-12
+"""Weight that is rounding. It must not be multiplied by a number that a Byzantine row chose."""
+HALF = 0.5 - CRUMB
+"""Weight that a Byzantine minority stays below."""
+
+
+class SharesError(ValueError):
+    """Weights that are not one positive number for each row."""
+
+
+@dataclass(frozen=True, eq=False)
+class Shares:
+    """The weights of the rows of a round, not all of them equal."""
+
+    p: Array
+    """Weights of the rows that are left, of sum 1: (m,)."""
+    heaviest: Array
+    """Weight of the k heaviest rows for each k, before any was proved invalid: (n+1,)."""
+    spent: float = 0.0
+    """Weight of the rows that were proved invalid and are gone."""
+    faults: int = 0
+    """How many these are."""
+
+    @classmethod
+    def of(cls, weights: Sequence[float] | Tensor | Array, n: int, faults: int = 0) -> Shares | None:
+        """The weights of n rows, and after them those of `faults` that are gone; None where all are equal.
+
+        Raises:
+            SharesError: they are not n + faults positive numbers.
+        """
+        given = _numbers(weights)
+        if given.shape != (n + faults,):
+            of = f"{n} rows" if not faults else f"{n} rows, and then of the {faults} that are gone"
+            raise SharesError(f"`weights` should be one for each of {of}. Found {_shape(given)}.")
+        if not np.all((given > 0) & np.isfinite(given)):
+            i = int(np.argmin((given > 0) & np.isfinite(given)))
+            raise SharesError(f"`weights` should be positive and finite. Found {given[i]} for row {i}.")
+        if np.all(given == given[0]):
+            return None
+        p = given / given.max()  # so that no sum overflows
+        p /= p.sum()
+        whole = cls(p, np.concatenate([[0.0], np.cumsum(np.sort(p)[::-1])]))
+        return whole.keeping(range(n)) if faults else whole
+
+    def __len__(self) -> int:
+        return len(self.p)
+
+    def keeping(self, kept: Sequence[int]) -> Shares:
+        """The weights of these rows; each of the others was proved invalid, and spends its own weight."""
+        if len(kept) == len(self):
+            return self
+        chosen = self.p[[*kept]]
+        left = float(chosen.sum())
+        return replace(
+            self,
+            p=chosen / left,
+            spent=self.spent + (1 - self.spent) * (1 - left),
+            faults=self.faults + len(self) - len(kept),
+        )
+
+    def budget(self, f: int) -> float:
+        """B, the most weight that f Byzantine rows can have among those that are left."""
+        most = self.heaviest[min(f + self.faults, len(self.heaviest) - 1)]
+        return max(0.0, float(most - self.spent)) / (1 - self.spent)
+
+    @property
+    def largest(self) -> float:
+        """The weight of the heaviest row."""
+        return float(self.p.max())
+
+    def median(self, values: Array) -> float:
+        """The weighted median; where half of the weight lies on either side, halfway between."""
+        order = np.argsort(values, kind="stable")
+        total = np.cumsum(self.p[order])
+        low, high = values[order[_first(total >= HALF)]], values[order[_first(total > 1 - HALF)]]
+        return float(low + (high - low) / 2)
+
+    @cached_property
+    def counts(self) -> Array:
+        """The weights on a scale where that of a typical row is 1: (m,)."""
+        counts: Array = self.p * len(self.p)
+        return counts
+
+
+def filled(weights: Array, upto: float | Array) -> Array:
+    """The part of each weight that is taken, first to last, until `upto` is reached: (..., m) -> (..., m).
+
+    The last one is taken in part, and nothing that is rounding.
+    """
+    total = np.cumsum(weights, axis=-1)
+    taken = np.clip(np.asarray(upto)[..., None] - (total - weights), 0, weights)
+    taken = np.where(taken < CRUMB, 0.0, np.where(weights - taken < CRUMB, weights, taken))
+    found: Array = taken
+    return found
+
+
+@dataclass(frozen=True)
+class WeightedWindow:
+    """The weighted mean of each column without the weight `cut` at either end."""
+
+    p: tuple[float, ...]
+    cut: float
+
+    def requires(self, n: int, f: int) -> None:
+        """No condition: the rule that made it has been asked."""
+
+    def columnwise(self, block: Tensor) -> Tensor:
+        """(m, b) -> (b,)."""
+        values, weights, total = _sorted(block, self.p)
+        kept = total.clamp(max=1 - self.cut) - (total - weights).clamp(min=self.cut)
+        kept = torch.where(kept < CRUMB, 0.0, kept)
+        shares = (kept / kept.sum(dim=0)).to(block.dtype)
+        largest = torch.finfo(block.dtype).max
+        return (shares * values).sum(dim=0).clamp(-largest, largest)
+
+
+@dataclass(frozen=True)
+class WeightedMedian:
+    """The weighted median of each column."""
+
+    p: tuple[float, ...]
+    midpoint: bool
+    """Where half of the weight lies on either side: halfway between, or else the lower."""
+
+    def requires(self, n: int, f: int) -> None:
+        """No condition: the rule that made it has been asked."""
+
+    def columnwise(self, block: Tensor) -> Tensor:
+        """(m, b) -> (b,)."""
+        values, _, total = _sorted(block, self.p)
+        low = _at(values, total >= HALF)
+        return low if not self.midpoint else low / 2 + _at(values, total > 1 - HALF) / 2
+
+
+def _sorted(block: Tensor, p: Sequence[float]) -> tuple[Tensor, Tensor, Tensor]:
+    """Each column in ascending order, the weights of its values, and their running sums: (m, b) each."""
+    values, order = block.sort(dim=0, stable=True)
+    weights = torch.tensor(p, dtype=torch.float64, device=block.device)[order]
+    return values, weights, weights.cumsum(dim=0)
+
+
+def _at(values: Tensor, there: Tensor) -> Tensor:
+    """The first value of each column where it is there: (m, b) -> (b,)."""
+    there[-1] = True  # the whole weight, whatever rounding made of it
+    return values.gather(0, there.int().argmax(dim=0, keepdim=True))[0]
+
+
+def _first(there: np.ndarray[Any, np.dtype[np.bool_]]) -> int:
+    return int(there.argmax()) if there.any() else len(there) - 1
+
+
+def _numbers(weights: Any) -> Array:
+    try:
+        given = weights.detach().cpu().numpy() if isinstance(weights, Tensor) else weights
+        numbers: Array = np.array(given, dtype=np.float64)
+    except (TypeError, ValueError) as error:
+        raise SharesError(f"`weights` should be numbers. {error}") from error
+    return numbers
+
+
+def _shape(given: Array) -> str:
+    return f"{len(given)}" if given.ndim == 1 else f"shape {list(given.shape)}"
