@@ -7,6 +7,7 @@ size that came over the wire is ever passed to an allocator.
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from math import inf
 
 from varangian.protos import ps_pb2
 from varangian.protos.encoding import FLOAT32, WIRE, Dtype, check_digest
@@ -20,7 +21,7 @@ from varangian.protos.text import quote
 
 @dataclass(frozen=True)
 class Terms:
-    """Terms of a resumption: the starts and checkpoints of a server, for workers that go back with it."""
+    """Terms of a run beside its contract: starts and checkpoints of the server, momentum and deadline."""
 
     epoch: int = 0
     """How often the server of the run was started before."""
@@ -32,17 +33,32 @@ class Terms:
     """How many of its newest checkpoints the server keeps."""
     parent: str = ""
     """The run that this one is a branch of, from `resumed_at` on; empty: none."""
+    momentum: float | None = None
+    """Worker momentum of the settings; None: the server does not say."""
+    deadline: float = 0.0
+    """Seconds from the start of a round to its deadline at most; 0: not known."""
 
     @classmethod
     def of(cls, reply: ps_pb2.JoinReply) -> Terms:
         """The terms that a server has sent.
 
         Raises:
-            Refused: no run has such a round.
+            Refused: no run has such a round, such a momentum or such a deadline.
         """
         check_round(reply.resumed_at)
+        momentum = reply.momentum if reply.HasField("momentum") else None
+        if momentum is not None and not 0 <= momentum < 1:
+            raise Refused(Refusal.MALFORMED, f"Found worker momentum {momentum:g}, from 0 to below 1.")
+        if not 0 <= reply.deadline < inf:
+            raise Refused(Refusal.MALFORMED, f"Found a deadline of {reply.deadline:g} seconds.")
         return cls(
-            reply.epoch, reply.resumed_at, reply.checkpoint_every, reply.checkpoint_keep, reply.parent
+            reply.epoch,
+            reply.resumed_at,
+            reply.checkpoint_every,
+            reply.checkpoint_keep,
+            reply.parent,
+            momentum,
+            reply.deadline,
         )
 
 
@@ -59,7 +75,7 @@ class Contract:
     classes: int | None = None
     """The number of classes of the samples, for workers whose own data has fewer."""
     terms: Terms = field(default_factory=Terms)
-    """Of a resumption."""
+    """What else workers should know of the run."""
 
     @property
     def size(self) -> int:

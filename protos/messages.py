@@ -10,7 +10,7 @@ from varangian.protos.errors import Refused
 from varangian.protos.layout import TEXT_LIMIT
 from varangian.protos.refusals import Refusal
 
-PROTOCOL = 3
+PROTOCOL = 4
 """Version of the wire format. Both ends must speak the same one."""
 CHUNK_BYTES = 1 << 20
 """Payload in one chunk: smaller costs calls, larger costs memory when many workers send at once."""

@@ -62,7 +62,7 @@ class JoinRequest(_message.Message):
     def __init__(self, protocol: _Optional[int] = ..., layout: _Optional[str] = ..., software: _Optional[str] = ..., common: _Optional[str] = ...) -> None: ...
 
 class JoinReply(_message.Message):
-    __slots__ = ("protocol", "run_id", "round", "chunk_bytes", "message_limit", "dtype", "data_port", "inline", "epoch", "resumed_at", "checkpoint_every", "checkpoint_keep", "parent")
+    __slots__ = ("protocol", "run_id", "round", "chunk_bytes", "message_limit", "dtype", "data_port", "inline", "epoch", "resumed_at", "checkpoint_every", "checkpoint_keep", "parent", "momentum", "deadline")
     PROTOCOL_FIELD_NUMBER: _ClassVar[int]
     RUN_ID_FIELD_NUMBER: _ClassVar[int]
     ROUND_FIELD_NUMBER: _ClassVar[int]
@@ -76,6 +76,8 @@ class JoinReply(_message.Message):
     CHECKPOINT_EVERY_FIELD_NUMBER: _ClassVar[int]
     CHECKPOINT_KEEP_FIELD_NUMBER: _ClassVar[int]
     PARENT_FIELD_NUMBER: _ClassVar[int]
+    MOMENTUM_FIELD_NUMBER: _ClassVar[int]
+    DEADLINE_FIELD_NUMBER: _ClassVar[int]
     protocol: int
     run_id: str
     round: int
@@ -89,7 +91,9 @@ class JoinReply(_message.Message):
     checkpoint_every: int
     checkpoint_keep: int
     parent: str
-    def __init__(self, protocol: _Optional[int] = ..., run_id: _Optional[str] = ..., round: _Optional[int] = ..., chunk_bytes: _Optional[int] = ..., message_limit: _Optional[int] = ..., dtype: _Optional[_Union[Dtype, str]] = ..., data_port: _Optional[int] = ..., inline: bool = ..., epoch: _Optional[int] = ..., resumed_at: _Optional[int] = ..., checkpoint_every: _Optional[int] = ..., checkpoint_keep: _Optional[int] = ..., parent: _Optional[str] = ...) -> None: ...
+    momentum: float
+    deadline: float
+    def __init__(self, protocol: _Optional[int] = ..., run_id: _Optional[str] = ..., round: _Optional[int] = ..., chunk_bytes: _Optional[int] = ..., message_limit: _Optional[int] = ..., dtype: _Optional[_Union[Dtype, str]] = ..., data_port: _Optional[int] = ..., inline: bool = ..., epoch: _Optional[int] = ..., resumed_at: _Optional[int] = ..., checkpoint_every: _Optional[int] = ..., checkpoint_keep: _Optional[int] = ..., parent: _Optional[str] = ..., momentum: _Optional[float] = ..., deadline: _Optional[float] = ...) -> None: ...
 
 class PullRequest(_message.Message):
     __slots__ = ("run_id", "after", "chunk_bytes")
@@ -138,12 +142,16 @@ class PushRequest(_message.Message):
     def __init__(self, manifest: _Optional[_Union[Manifest, _Mapping]] = ..., chunk: _Optional[_Union[Chunk, _Mapping]] = ..., seal: _Optional[_Union[Seal, _Mapping]] = ..., payload: _Optional[bytes] = ...) -> None: ...
 
 class PushReply(_message.Message):
-    __slots__ = ("round", "duplicate")
+    __slots__ = ("round", "duplicate", "weight", "weight_round")
     ROUND_FIELD_NUMBER: _ClassVar[int]
     DUPLICATE_FIELD_NUMBER: _ClassVar[int]
+    WEIGHT_FIELD_NUMBER: _ClassVar[int]
+    WEIGHT_ROUND_FIELD_NUMBER: _ClassVar[int]
     round: int
     duplicate: bool
-    def __init__(self, round: _Optional[int] = ..., duplicate: bool = ...) -> None: ...
+    weight: float
+    weight_round: int
+    def __init__(self, round: _Optional[int] = ..., duplicate: bool = ..., weight: _Optional[float] = ..., weight_round: _Optional[int] = ...) -> None: ...
 
 class DeclineRequest(_message.Message):
     __slots__ = ("run_id", "round", "reason")

@@ -15,6 +15,13 @@ from varangian.server.protocol.events import Close, Skip
 from varangian.server.training.learner import Step
 
 
+class LastWeight(NamedTuple):
+    """The coefficient of a worker's last row in an aggregate, and the round of that."""
+
+    round: int
+    weight: float
+
+
 @dataclass(frozen=True, kw_only=True)
 class RoundRecord:
     """The record of one round. A field that does not apply is None."""

@@ -25,6 +25,7 @@ from varangian.protos.text import escape
 from varangian.server.observability.record import (
     Evaluate,
     Evaluation,
+    LastWeight,
     Observe,
     RoundRecord,
     record_of_skip,
@@ -190,6 +191,8 @@ class Coordinator:
         """Of the vectors that count, by round, until the record of the round is made."""
         self._row_dtype: Dtype = rows
         self._row_workers = machine.policy.workers
+        self.weights: dict[Worker, LastWeight] = {}
+        """Of each worker of whom there was a row in an aggregate since this server has started."""
         self._expelled = frozenset[Worker]()
         """Workers whose vectors were withdrawn for a change that is to come."""
         self._changes: dict[int, MemberChange] = {}
@@ -492,9 +495,16 @@ class Coordinator:
         membership = self._membership.pop(record.round, None)
         if membership is not None:
             record = replace(record, membership=membership)
+        self._note_weights(record)
         self._observe(record)
         if self.checkpointing.note(record):
             await self.keep()
+
+    def _note_weights(self, record: RoundRecord) -> None:
+        """Note the coefficients of the rows of an aggregate; a dropped row has none, which is 0."""
+        if record.weights is not None:
+            found = {**record.weights, **dict.fromkeys(record.dropped, 0.0)}
+            self.weights |= {name: LastWeight(record.round, weight) for name, weight in found.items()}
 
     async def keep(self, more: Plain | None = None) -> None:
         """Let the keeper copy the state of the run, and with it `more`, by name."""
@@ -678,6 +688,7 @@ class Coordinator:
         """A change takes effect: of the pulls at once, of rows and rule in its turn."""
         change = self._changes[members.round]
         for worker in members.gone:
+            self.weights.pop(worker, None)
             self.pulls.dismiss(worker, f"{worker} has left the run: {change.gone[worker]}")
         self._membership[members.round] = change.record(members)
         self._add(members)

@@ -201,6 +201,8 @@ class Service:
             checkpoint_every=terms.every,
             checkpoint_keep=terms.keep,
             parent=terms.parent,
+            momentum=terms.momentum,
+            deadline=terms.deadline,
         ).SerializeToString()
 
     @answer_refusals
@@ -295,7 +297,7 @@ class Service:
                 )
                 if slot is Refusal.DUPLICATE:
                     push.outcome = "duplicate"
-                    return ps_pb2.PushReply(round=manifest.round, duplicate=True).SerializeToString()
+                    return self._counted(worker, manifest.round, duplicate=True)
                 if isinstance(slot, Refusal):
                     raise self._refused(slot)
                 await self._payload(first, slot, call)
@@ -308,7 +310,15 @@ class Service:
         if outcome is not None:
             raise Refused(Refusal.UNSOUND, f"It was refused: {outcome}.")
         self._door.calls.give(worker)
-        return ps_pb2.PushReply(round=manifest.round).SerializeToString()
+        return self._counted(worker, manifest.round)
+
+    def _counted(self, worker: str, round: int, duplicate: bool = False) -> bytes:
+        """The answer to a push that counts, with the weight of the last row of this worker."""
+        last = self._coordinator.weights.get(worker)
+        weight, weight_round = (None, 0) if last is None else (last.weight, last.round)
+        return ps_pb2.PushReply(
+            round=round, duplicate=duplicate, weight=weight, weight_round=weight_round
+        ).SerializeToString()
 
     @answer_refusals
     async def attend(self, call: Call) -> None:

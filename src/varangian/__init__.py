@@ -3,6 +3,7 @@
 `varangian.run(config, rounds=50)` trains as a configuration says, `varangian.sweep(grid)` runs every point
 of a grid, `varangian.read(folder)` gives the result of a run back and `varangian.load(folder)` its model;
 `varangian.report(...)` writes a page about them, and `varangian.advise(f=3)` says which rule to use.
+`varangian.connect(server, model)` makes a training loop of your own a worker of a server.
 Nothing heavy is imported before it is asked for.
 """
 
@@ -15,12 +16,23 @@ if TYPE_CHECKING:
     from varangian.api import report as report
     from varangian.api import run as run
     from varangian.api import sweep as sweep
+    from varangian.client.async_worker import AsyncWorker as AsyncWorker
+    from varangian.client.connect import connect as connect
+    from varangian.client.connect import connect_async as connect_async
+    from varangian.client.outcome import Outcome as Outcome
+    from varangian.client.worker import Worker as Worker
     from varangian.launch.output.saved_model import load as load
+    from varangian.worker.transport.client import ClientError as ClientError
 
 __version__ = "0.1.0"
 
 _LAZY = {
     **dict.fromkeys(("run", "sweep", "read", "report", "advise"), "varangian.api"),
+    **dict.fromkeys(("connect", "connect_async"), "varangian.client.connect"),
+    "Worker": "varangian.client.worker",
+    "AsyncWorker": "varangian.client.async_worker",
+    "Outcome": "varangian.client.outcome",
+    "ClientError": "varangian.worker.transport.client",
     "load": "varangian.launch.output.saved_model",
 }
 """Names that are imported on first use, and the module of each."""

@@ -1,6 +1,7 @@
 """Manifests against the contract of a run."""
 
 from dataclasses import replace
+from math import inf, nan
 
 import pytest
 import torch
@@ -97,15 +98,26 @@ def test_a_dtype_that_is_not_known_is_refused():
 
 
 def test_terms_come_back_from_a_reply_and_are_not_sent_where_there_are_none():
-    terms = Terms(epoch=2, resumed_at=50, every=10, keep=3, parent="earlier")
+    terms = Terms(epoch=2, resumed_at=50, every=10, keep=3, parent="earlier", momentum=0.0, deadline=60.0)
     reply = ps_pb2.JoinReply(
         epoch=terms.epoch,
         resumed_at=terms.resumed_at,
         checkpoint_every=terms.every,
         checkpoint_keep=terms.keep,
         parent=terms.parent,
+        momentum=terms.momentum,
+        deadline=terms.deadline,
     )
     assert Terms.of(reply) == terms
     assert Terms.of(ps_pb2.JoinReply()) == Terms()
     with pytest.raises(Refused, match="no run has"):
         Terms.of(ps_pb2.JoinReply(resumed_at=1 << 60))
+
+
+@pytest.mark.parametrize(
+    "said",
+    [{"momentum": 1.0}, {"momentum": -0.1}, {"momentum": nan}, {"deadline": -1.0}, {"deadline": inf}],
+)
+def test_a_momentum_or_a_deadline_that_no_run_has_is_refused(said):
+    with pytest.raises(Refused, match="Found"):
+        Terms.of(ps_pb2.JoinReply(**said))

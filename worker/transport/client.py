@@ -456,7 +456,9 @@ class Client:
             if failed.reaction is not Reaction.NEXT_MODEL:
                 raise
             return Receipt(False, failed.code, failed.sentence, failed.round)
-        return Receipt(True, round=reply.round)
+        if not reply.HasField("weight"):
+            return Receipt(True, round=reply.round)
+        return Receipt(True, round=reply.round, weight=reply.weight, weight_round=reply.weight_round)
 
     async def _send(self, manifest: ps_pb2.Manifest, outgoing: Outgoing) -> ps_pb2.PushReply:
         async with self._connection.calling(self._connection.calls.push, self._identity) as (call, leased):

@@ -34,6 +34,10 @@ class Receipt:
     """The sentence of the refusal, in the server's words."""
     round: int | None = None
     """The round that the server was in."""
+    weight: float | None = None
+    """The coefficient of this worker's row in the last aggregate that had one, where the server says it."""
+    weight_round: int | None = None
+    """The round of that aggregate."""
 
 
 class Declined(Exception):

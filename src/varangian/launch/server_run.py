@@ -24,6 +24,7 @@ from varangian.aggregators import AggregationError
 from varangian.aggregators.base import is_whole
 from varangian.config import RunConfig
 from varangian.config.build import learner, machine, task
+from varangian.config.settings import AUTO
 from varangian.launch.checkpoints.folder import Origin
 from varangian.launch.checkpoints.keeper import CheckpointKeeper
 from varangian.launch.checkpoints.kept_rows import KeptRows
@@ -342,14 +343,16 @@ class ServerRun:
 
     @property
     def terms(self) -> Terms:
-        """What workers should know of the starts and checkpoints of the run."""
-        checkpoint = self.config.server.checkpoint
+        """What workers should know of the run beside its contract."""
+        checkpoint, server = self.config.server.checkpoint, self.config.server
         return Terms(
             epoch=0 if self.lock is None else self.lock.epoch,
             resumed_at=0 if self.resumed is None else self.resumed.round,
             every=self.config.checkpoint_every or 0,
             keep=0 if checkpoint is None else checkpoint.keep,
             parent="" if self.resumed is None else self.resumed.parent,
+            momentum=self.config.worker.momentum,
+            deadline=server.deadline_ceiling if server.deadline == AUTO else server.deadline,
         )
 
     def sign_with(self, security: Security) -> None:

@@ -211,7 +211,7 @@ def test_each_message_has_a_header_of_its_own():
 
 # associated data
 
-ONE = AssociatedData(3, "push", "run-1", 7, "w03", 1000)
+ONE = AssociatedData(4, "push", "run-1", 7, "w03", 1000)
 OTHERS = {
     "protocol": replace(ONE, protocol=2),
     "direction": replace(ONE, direction="pull"),
@@ -223,7 +223,7 @@ OTHERS = {
 
 
 def test_associated_data_are_as_documented():
-    expected = "00000003 02 00000005 72756e2d31 0000000000000007 00000003 773033 00000000000003e8"
+    expected = "00000004 02 00000005 72756e2d31 0000000000000007 00000003 773033 00000000000003e8"
     assert ONE.associated().hex() == expected.replace(" ", "")
 
 

@@ -263,6 +263,21 @@ async def test_a_round_with_three_workers():
         assert (status.workers, status.present) == (3, 3)
 
 
+async def test_a_push_is_told_the_weight_of_the_last_row_of_its_worker():
+    async with world() as this, this.raw("w00") as a, this.raw("w01") as b, this.raw("w02") as c:
+        first = [await worker.push(0, torch.ones(8) * k) for k, worker in enumerate((a, b, c))]
+        assert not any(reply.HasField("weight") for reply in first)
+        while (await a.pull(0))[0].HasField("again"):
+            pass
+        second = [await worker.push(1, torch.ones(8)) for worker in (a, b, c)]
+        assert {reply.weight_round for reply in second} == {0}
+        weights = this.records[0].weights
+        assert [reply.weight for reply in second] == [weights[name] for name in NAMES]
+        assert sorted(weights.values()) == [0, 0, 1]
+        again = await a.push(1, torch.ones(8))
+        assert (again.duplicate, again.weight) == (True, weights["w00"])
+
+
 async def test_a_round_in_which_every_payload_is_in_one_message():
     async with world(rounds=1) as this, this.raw("w00") as a, this.raw("w01") as b, this.raw("w02") as c:
         assert (await a.join()).inline
@@ -435,7 +450,8 @@ async def test_the_same_parameters_can_be_had_so_often():
 
 
 async def test_whoever_joins_hears_of_the_starts_and_checkpoints_of_the_server():
-    for terms in (Terms(epoch=2, resumed_at=50, every=10, keep=3, parent="run-0"), None):
+    told = Terms(2, 50, 10, 3, "run-0", momentum=0.5, deadline=7.0)
+    for terms in (told, None):
         async with world(terms=terms) as this, this.raw() as raw:
             assert Terms.of(await raw.join()) == (terms or Terms())
 

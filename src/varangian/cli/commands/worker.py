@@ -6,9 +6,8 @@ import argparse
 import logging
 import os
 import random
-import re
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from math import inf
 from pathlib import Path
@@ -21,13 +20,13 @@ from varangian.cli.main import CommandError
 from varangian.cli.tokens import proofs, tokens_of_environment
 from varangian.config import RunConfig, load
 from varangian.config.build import task
-from varangian.config.settings import AUTO
 from varangian.files import user_path
 from varangian.launch.output.logs import log_to_stderr
 from varangian.protos.identity.bundle import CERTIFICATE, Bundle, BundleError, Role
 from varangian.protos.network.address import parse_address
 from varangian.registry import ConfigError, Problem, suggestion
 from varangian.structured_logs import event, log_format
+from varangian.worker.checkpoints.folders import state_folders
 from varangian.worker.data.partition import Shared
 from varangian.worker.host import host
 from varangian.worker.signals import SIGNALLED
@@ -35,8 +34,6 @@ from varangian.worker.transport.tls import load_worker_bundle
 
 log = logging.getLogger(__name__)
 
-NO_NAME, LONGEST = re.compile(r"[^A-Za-z0-9._-]"), 200
-"""Characters that the name of a folder of states has not, and how many it has at most."""
 STATUS_INTERVAL = 2.0
 """Seconds between two status calls to the server, and for an answer."""
 REMINDER = 60.0
@@ -74,23 +71,13 @@ def command(args: argparse.Namespace) -> int:
         threads,
         one_of=one_of,
         patience=patience or inf,
-        state=_states(config.worker.state),
+        state=state_folders(config.worker.state),
         tidy=True,
         heartbeat=None if config.worker.heartbeat is None else user_path(config.worker.heartbeat),
     )
     if code > SIGNALLED:
         _exit_now(code)
     return code
-
-
-def _states(setting: str | None) -> Callable[[str], Path] | None:
-    """From the name of a run to the folder for what its workers here keep, by `worker.state`."""
-    if setting is None:
-        return None
-    home = os.environ.get("XDG_STATE_HOME") or "~/.local/state"
-    base = user_path(home) / "varangian" if setting == AUTO else user_path(setting)
-    # The server has named the run; a name that could be a path becomes another one.
-    return lambda run: base / (NO_NAME.sub("_", run)[:LONGEST].lstrip(".") or "run")
 
 
 def _exit_now(code: int) -> None:

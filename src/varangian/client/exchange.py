@@ -1,0 +1,294 @@
+"""The exchange of a user's loop with the server: what the two forms of a worker have in common.
+
+Each step has a part in the thread of the loop, which touches the model, and one on the loop of
+`Background`, which is a future.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import time
+import weakref
+from collections.abc import Coroutine
+from concurrent.futures import CancelledError, Future
+from contextlib import suppress
+from typing import TYPE_CHECKING, Any, TypeVar
+
+from torch import Tensor
+
+from varangian.client.background import Background
+from varangian.client.memory import MomentumMemory
+from varangian.client.model import SHOWN, ModelVector
+from varangian.client.outcome import DECLINED, Outcome
+from varangian.client.scaling import Unscaling
+from varangian.client.session import Given, Session
+from varangian.protos.contract import Terms
+from varangian.protos.layout import Layout
+from varangian.structured_logs import event
+from varangian.worker.training.flat import DivergedError, check_finite
+from varangian.worker.transport.client import ClientError
+from varangian.worker.transport.results import Finished
+
+if TYPE_CHECKING:
+    from torch.amp.grad_scaler import GradScaler
+
+log = logging.getLogger(__name__)
+T = TypeVar("T")
+
+END = 5.0
+"""Seconds that a connection has to close."""
+OVERFLOW = "The gradients overflowed at the scale of the loss; GradScaler lowers it with its next update."
+NOT_FINITE = (
+    "The gradients have NaN or infinity, or numbers too large to be sent: the model has diverged, or the "
+    "data has bad samples."
+)
+
+
+class Exchange:
+    """One worker's exchange with the server. Not to be used from two threads at once.
+
+    Args:
+        name: of the worker.
+        model: its parameters.
+        session: its calls.
+        background: where they are made; a lease of it is taken over.
+        memory: its momentum.
+    """
+
+    def __init__(
+        self,
+        name: str,
+        model: ModelVector,
+        session: Session,
+        background: Background,
+        memory: MomentumMemory,
+    ) -> None:
+        self.name, self.model, self.memory = name, model, memory
+        self._session, self._background = session, background
+        self._process = os.getpid()
+        self._end = weakref.finalize(self, _abandon, session, background, self._process)
+        self._given: Given | None = None
+        """What was pulled last."""
+        self._answered = True
+        """Whether there was a push for it, or the round was declined."""
+        self._began = 0.0
+        self._seconds = 0.0
+        """From the pull until there was a vector."""
+        self._finished: Finished | None = None
+        self._unscaling = Unscaling()
+        self._told = set[str]()
+        self._pushing: list[Future[Outcome]] = []
+
+    @property
+    def layout(self) -> Layout:
+        return self.model.layout
+
+    @property
+    def terms(self) -> Terms:
+        return self._session.terms
+
+    @property
+    def run(self) -> str:
+        return self._session.run
+
+    @property
+    def round(self) -> int:
+        return -1 if self._given is None else self._given.round
+
+    @property
+    def reason(self) -> str:
+        return "" if self._finished is None else self._finished.reason
+
+    @property
+    def parameters(self) -> Tensor:
+        if self._given is None:
+            raise ClientError("`parameters` are those of the last pull. Found none: call pull() first.")
+        return self._given.parameters
+
+    def begin_pull(self) -> Future[Given | Finished]:
+        self._check_open()
+        if self._finished is not None:
+            return _done(self._finished)
+        unanswered = None if self._answered else self.round
+        self._answered = True
+        return self._submit(self._session.pull(self.round, unanswered))
+
+    def end_pull(self, got: Given | Finished, zero_grad: bool) -> bool:
+        """Take up what was pulled; whether there is a round to compute."""
+        if isinstance(got, Finished):
+            if self._finished is None:
+                self._finished = got
+                self.memory.tidy()
+                log.info("%s: %s", self.name, got.reason, extra=event("worker_done", worker=self.name))
+            return False
+        before, self._given = self._given, got
+        if before is None or got.round <= before.round or got.start != before.start:
+            if before is not None:
+                log.warning(
+                    "%s starts again with round %d: its server was restarted",
+                    self.name,
+                    got.round,
+                    extra=event("starts_again", worker=self.name),
+                )
+            self.memory.rewind(got.run, got.terms, got.round)
+        self.model.load(got.parameters)
+        if zero_grad:
+            self.model.clear_gradients()
+        self._answered, self._began = False, time.monotonic()
+        return True
+
+    def begin_push(
+        self, vector: Tensor | None, scaler: GradScaler | None, divide: float, copy: bool
+    ) -> Future[Outcome]:
+        """Make the vector and begin to send it.
+
+        Args:
+            vector: of the user's own; None takes the gradients of the model.
+            scaler: that has scaled them.
+            divide: a number to divide by.
+            copy: whether a vector of the user's own may change meanwhile.
+        """
+        given = self._open_round("push()")
+        if not divide > 0:
+            raise ClientError(f"`divide` should be a number above 0. Found {divide}.")
+        if vector is None:
+            flat, unused = self.model.gradient()
+            self._say_unused(unused)
+        else:
+            flat = self.model.checked(vector)
+            flat = flat.clone() if copy or divide != 1 or scaler is not None else flat
+        if scaler is not None:
+            self._unscaling.vector(scaler, flat)
+        if divide != 1:
+            flat.div_(divide)
+        flat = flat.cpu()
+        try:
+            check_finite(flat)
+        except DivergedError:
+            if vector is not None and scaler is None:
+                raise ClientError(
+                    "`vector` should have finite numbers. Found NaN, infinity, or a number too large to "
+                    "be sent."
+                ) from None
+            return self.begin_decline(OVERFLOW if scaler is not None else NOT_FINITE)
+        if given.start == (self.run, self.terms.epoch) and self.memory.beta > 0:
+            flat = self.memory.vector(given.round, flat)
+        self._answered, self._seconds = True, time.monotonic() - self._began
+        late = self._late(given)
+        future = self._submit(_push(self._session, given, flat, late))
+        self._pushing = [one for one in self._pushing if not one.done()] + [future]
+        return future
+
+    def begin_decline(self, reason: str) -> Future[Outcome]:
+        given = self._open_round("decline()")
+        self._answered = True
+        return self._submit(_decline(self._session, given, reason))
+
+    def unscale(self, scaler: GradScaler) -> None:
+        """Unscale the gradients of the model, as to clip them."""
+        self._unscaling.parameters(scaler, self.model.parameters)
+
+    def drain(self) -> list[Future[Outcome]]:
+        """Pushes that are on their way."""
+        return [one for one in self._pushing if not one.done()]
+
+    def begin_close(self) -> Future[None] | None:
+        """Close the connection; None if it is closed, or is that of another process."""
+        if self._end.detach() is None or os.getpid() != self._process:
+            return None
+        for future in self.drain():
+            future.cancel()
+        return self._background.submit(self._session.close())
+
+    def end_close(self) -> None:
+        self._background.release()
+
+    def _submit(self, work: Coroutine[Any, Any, T]) -> Future[T]:
+        return self._background.submit(work)
+
+    def _check_open(self) -> None:
+        if os.getpid() != self._process:
+            raise ClientError(
+                f"Worker {self.name} was connected by process {self._process} and cannot be used in a "
+                "fork of it. Connect in the process that works, and start it with the method spawn."
+            )
+        if not self._end.alive:
+            raise ClientError(f"Worker {self.name} is closed. Connect again.")
+
+    def _open_round(self, what: str) -> Given:
+        self._check_open()
+        if self._finished is not None:
+            raise ClientError(f"{what} is of use before the run is over. Found its end: {self.reason}.")
+        if self._given is None or self._answered:
+            raise ClientError(
+                f"{what} answers one pull(). Found none before it: pull the parameters of a round."
+            )
+        return self._given
+
+    def _say_unused(self, unused: tuple[str, ...]) -> None:
+        if unused and "unused" not in self._told:
+            self._told.add("unused")
+            more = ", ..." if len(unused) > SHOWN else ""
+            log.warning(
+                "%s: no gradient for %s%s; zeros are sent for parameters that a loss does not use",
+                self.name,
+                ", ".join(unused[:SHOWN]),
+                more,
+                extra=event("unused_parameters", worker=self.name, parameters=list(unused[:SHOWN])),
+            )
+
+    def _late(self, given: Given) -> str:
+        """A sentence where the computation took longer than a round has; it is logged once."""
+        deadline = given.terms.deadline
+        if not 0 < deadline < self._seconds:
+            return ""
+        sentence = (
+            f"The computation took {self._seconds:.3g} s, and a round ends after {deadline:g} s: later "
+            "vectors may not count."
+        )
+        if "late" not in self._told:
+            self._told.add("late")
+            log.warning("%s: %s", self.name, sentence, extra=event("computes_too_long", worker=self.name))
+        return sentence
+
+
+def wait(future: Future[T]) -> T:
+    """The result of a future. Whatever interrupts the wait, as Ctrl-C, cancels it."""
+    try:
+        return future.result()
+    except CancelledError:
+        raise ClientError("The worker was closed meanwhile.") from None
+    except BaseException:
+        future.cancel()
+        raise
+
+
+async def _push(session: Session, given: Given, flat: Tensor, late: str) -> Outcome:
+    receipt = await session.push(given, flat)
+    reason = f"{receipt.sentence} {late}".strip()
+    return Outcome(receipt.counted, given.round, receipt.weight, receipt.weight_round, receipt.code, reason)
+
+
+async def _decline(session: Session, given: Given, reason: str) -> Outcome:
+    await session.decline(given, reason)
+    return Outcome(False, given.round, code=DECLINED, reason=reason)
+
+
+def _done(value: Finished) -> Future[Given | Finished]:
+    future = Future[Given | Finished]()
+    future.set_result(value)
+    return future
+
+
+def _abandon(session: Session, background: Background, process: int) -> None:
+    """Close the connection of a worker that nobody has closed: it was dropped, or the program ends."""
+    if os.getpid() != process:
+        return
+    closing = background.submit(session.close())
+    if background.is_here:  # the collector of garbage runs in any thread
+        closing.add_done_callback(lambda _: background.release())
+        return
+    with suppress(Exception):
+        closing.result(END)
+    background.release()

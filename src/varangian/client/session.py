@@ -1,0 +1,154 @@
+"""The calls of one worker, one at a time, and signs of life between them.
+
+Everything here runs on the loop of `Background`.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import time
+from collections.abc import AsyncGenerator
+from contextlib import asynccontextmanager
+from dataclasses import dataclass, field
+from math import inf
+
+from torch import Tensor
+
+from varangian.protos.contract import Terms
+from varangian.protos.layout import Layout
+from varangian.protos.network.grpc_log import install_log_filter
+from varangian.protos.refusals import Refusal
+from varangian.structured_logs import event
+from varangian.worker.loop import SIGN_OF_LIFE
+from varangian.worker.transport.client import Client, ClientError
+from varangian.worker.transport.results import Finished, Receipt
+from varangian.worker.transport.retry import Backoff
+from varangian.worker.transport.tls import Proof
+
+log = logging.getLogger(__name__)
+
+NO_PUSH = "Nothing was pushed before the next pull()."
+"""Why a round is declined that a loop has left without an answer."""
+RESTARTED = Receipt(False, Refusal.RUN.code, "The server was started again; pull its parameters.")
+
+
+@dataclass(frozen=True)
+class Given:
+    """The parameters of a round, and of which start of the server they are."""
+
+    round: int
+    parameters: Tensor = field(repr=False)
+    """(d,) float32 on the CPU; the next pull writes over them."""
+    run: str
+    terms: Terms
+
+    @property
+    def start(self) -> tuple[str, int]:
+        return self.run, self.terms.epoch
+
+
+class Session:
+    """A worker that has joined."""
+
+    def __init__(self, client: Client) -> None:
+        self._client = client
+        self._calls = asyncio.Lock()
+        self._last = time.monotonic()
+        self._failure: ClientError | None = None
+        self._life = asyncio.create_task(self._show_life())
+
+    @classmethod
+    async def open(
+        cls, server: str, name: str, proof: Proof, layout: Layout, *, common: str, patience: float | None
+    ) -> Session:
+        """Connect and join.
+
+        Raises:
+            ClientError: the server cannot be reached or does not take this worker.
+        """
+        install_log_filter()
+        backoff = Backoff(patience=inf if patience is None else patience)
+        client = Client(server, name, proof, layout, common=common, backoff=backoff)
+        try:
+            await client.join()
+        except BaseException:
+            await client.close()
+            raise
+        return cls(client)
+
+    @property
+    def run(self) -> str:
+        return self._client.run
+
+    @property
+    def terms(self) -> Terms:
+        return self._client.terms
+
+    async def pull(self, after: int, unanswered: int | None) -> Given | Finished:
+        """The parameters of the first open round after that.
+
+        Args:
+            after: a round.
+            unanswered: a round that the loop has left without a push, which the server need not wait for.
+
+        Raises:
+            ClientError: the server cannot be reached or does not take this worker.
+        """
+        async with self._turn():
+            if unanswered is not None:
+                await self._client.decline(unanswered, NO_PUSH)
+            pulled = await self._client.pull(after)
+            if isinstance(pulled, Finished):
+                return pulled
+            return Given(pulled.round, pulled.parameters, self._client.run, self._client.terms)
+
+    async def push(self, given: Given, vector: Tensor) -> Receipt:
+        """Send a vector for the round of these parameters; it must not change meanwhile.
+
+        Raises:
+            ClientError: the server cannot be reached or does not take this worker.
+        """
+        async with self._turn():
+            if (self._client.run, self._client.terms.epoch) != given.start:
+                return RESTARTED
+            return await self._client.push(given.round, vector)
+
+    async def decline(self, given: Given, reason: str) -> None:
+        """Say that nothing comes in the round of these parameters.
+
+        Raises:
+            ClientError: the server cannot be reached or does not take this worker.
+        """
+        async with self._turn():
+            if (self._client.run, self._client.terms.epoch) == given.start:
+                await self._client.decline(given.round, reason)
+
+    async def close(self) -> None:
+        self._life.cancel()
+        await asyncio.wait({self._life})
+        await self._client.close()
+
+    @asynccontextmanager
+    async def _turn(self) -> AsyncGenerator[None]:
+        async with self._calls:
+            if self._failure is not None:
+                raise self._failure
+            try:
+                yield
+            finally:
+                self._last = time.monotonic()
+
+    async def _show_life(self) -> None:
+        """Call the server now and then while nothing else does, so that the name is not given away."""
+        while self._failure is None:
+            await asyncio.sleep(SIGN_OF_LIFE)
+            if self._calls.locked() or time.monotonic() - self._last < SIGN_OF_LIFE:
+                continue
+            async with self._calls:
+                try:
+                    await self._client.join()
+                except ClientError as error:
+                    self._failure = error.with_traceback(None)
+                    log.debug("%s", error, extra=event("worker_failed", worker=self._client.name))
+                self._last = time.monotonic()
