@@ -69,6 +69,11 @@ class Layout:
         return tuple(math.prod(shape) for _, shape in self.entries)
 
     @cached_property
+    def shapes(self) -> tuple[tuple[int, ...], ...]:
+        """The shapes of the parameters."""
+        return tuple(shape for _, shape in self.entries)
+
+    @cached_property
     def text(self) -> str:
         """One line for each parameter: `64x32 hidden.weight`, or `scalar temperature`."""
         return "".join(f"{line}\n" for line in self._lines())

@@ -128,6 +128,16 @@ class Scores(NamedTuple):
         own = {name: found.pop(name, None) for name in ("loss", "accuracy", "ema_loss", "ema_accuracy")}
         return cls(**own, metrics=found or None, train_loss=train_loss)
 
+    @property
+    def of_model(self) -> dict[str, float]:
+        """Those of the model itself, by name."""
+        found = {"loss": self.loss, "accuracy": self.accuracy, **(self.metrics or {})}
+        return {
+            name: value
+            for name, value in found.items()
+            if value is not None and not name.startswith("ema_")
+        }
+
 
 Observe: TypeAlias = Callable[[RoundRecord], None]
 """Called once for each round, in order, skipped rounds included. Should return soon."""
@@ -135,6 +145,12 @@ Evaluation: TypeAlias = tuple[float, float] | Scores
 """A pair is loss and accuracy."""
 Evaluate: TypeAlias = Callable[[Tensor], Evaluation]
 """From the parameters (d,)."""
+
+
+def scores_of(evaluation: Evaluation) -> dict[str, float]:
+    """The scores of the model in an evaluation, by name."""
+    found = evaluation if isinstance(evaluation, Scores) else Scores(*evaluation)
+    return found.of_model
 
 
 def record_of_step(

@@ -30,6 +30,7 @@ from varangian.server.observability.record import (
     RoundRecord,
     record_of_skip,
     record_of_step,
+    scores_of,
 )
 from varangian.server.observability.status import Status
 from varangian.server.protocol.events import (
@@ -631,6 +632,7 @@ class Coordinator:
             return None, {}
         start = time.perf_counter()
         evaluation = self._evaluate(self._learner.parameters)
+        self._learner.scored(scores_of(evaluation))
         return evaluation, {"evaluate": time.perf_counter() - start}
 
     def _handle(self, event: Event) -> Refusal | None:

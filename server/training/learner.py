@@ -20,7 +20,7 @@ from varangian.aggregators.numeric.timing import time_parts
 from varangian.aggregators.streaming.stream import Stream
 from varangian.own_classes import shown
 from varangian.server.training.ema import Average, samples
-from varangian.server.training.optimizer import Optimizer, Stepper
+from varangian.server.training.optimizers import Optimizer, stepper_for
 from varangian.server.training.parameters import ParameterVersions, Version, norm
 
 Measure: TypeAlias = Callable[[Tensor | None], Tensor]
@@ -61,7 +61,7 @@ class Learner:
     rows by name; not on the order in which rows came. An average of the parameters, if there is one,
     follows each step; `batch` is how many samples a row was made from. All that is as long as the model is
     on `device`, where rows come from too. `blocks` are the sizes of the model's parameter tensors, for a
-    rule that is applied to each by itself.
+    rule that is applied to each by itself, and `shapes` their shapes, for an optimizer that sees them.
     """
 
     def __init__(
@@ -76,11 +76,11 @@ class Learner:
         batch: int = 1,
         device: torch.device | str = "cpu",
         blocks: Sequence[int] | None = None,
+        shapes: Sequence[Sequence[int]] | None = None,
     ) -> None:
         self._versions = ParameterVersions(parameters, device)
         self._aggregator = aggregator
-        self._optimizer = optimizer
-        self._stepper = Stepper(optimizer, parameters.numel(), device)
+        self._stepper = stepper_for(optimizer, self._versions.current, shapes)
         self._rounds = rounds
         self._seed = seed
         self._batch = batch
@@ -150,7 +150,7 @@ class Learner:
         aggregated = time.perf_counter()
         if "gram" in parts:
             parts["rule"] = aggregated - start - parts["gram"]
-        lr = self._optimizer.rate(round, self._rounds)
+        lr = self._stepper.rate(round, self._rounds)
         vector = _without_rows(aggregate.vector.detach().to(torch.float32), rows)
         self._move(vector, length, lr)
         self._keep_reference(vector)
@@ -158,6 +158,10 @@ class Learner:
             self.average.update(self.parameters, self._batch * _count_learned(aggregate, workers, fresh))
         seconds = {"aggregate": aggregated - start, "step": time.perf_counter() - aggregated}
         return _describe(aggregate, workers, faults, length, lr, seconds, parts)
+
+    def scored(self, scores: Mapping[str, float]) -> None:
+        """Take the scores of an evaluation, by name: a schedule of a program may depend on them."""
+        self._stepper.scored(scores)
 
     @property
     def version(self) -> Version:

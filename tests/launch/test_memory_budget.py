@@ -24,7 +24,7 @@ from varangian.protos.network.grpc_options import LOOKAHEAD, MANIFEST
 from varangian.server.limits.limits import Limits
 from varangian.server.rounds.windowed import window_columns
 from varangian.server.rows.latest_store import LatestPlan
-from varangian.server.training.optimizer import Sgd
+from varangian.server.training.optimizers import Sgd
 from varangian.server.transport.grpc_server import STREAMS
 
 PLAIN = Sgd(lr=0.1)

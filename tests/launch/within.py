@@ -29,7 +29,7 @@ from varangian.server.protocol.state import RunPolicy
 from varangian.server.rounds.coordinator import Coordinator
 from varangian.server.rounds.windowed import window_columns
 from varangian.server.training.learner import Learner
-from varangian.server.training.optimizer import Sgd
+from varangian.server.training.optimizers import Sgd
 from varangian.server.transport.grpc_server import METADATA, STREAMS
 from varangian.worker.loop import work
 from varangian.worker.transport.client import Client

@@ -21,7 +21,7 @@ from varangian.server.participation.sync import Everyone
 from varangian.server.protocol.state import RunPolicy, unconditional
 from varangian.server.rounds.coordinator import Coordinator
 from varangian.server.training.learner import Learner
-from varangian.server.training.optimizer import Sgd
+from varangian.server.training.optimizers import Sgd
 from varangian.worker.loop import work
 from varangian.worker.transport.client import Client
 from varangian.worker.transport.retry import Backoff

@@ -19,7 +19,7 @@ from varangian.server.identity import revocation
 from varangian.server.identity.tls import Security
 from varangian.server.limits.limits import Limits
 from varangian.server.training.learner import Learner
-from varangian.server.training.optimizer import Sgd
+from varangian.server.training.optimizers import Sgd
 from varangian.worker.transport import tls
 from varangian.worker.transport.client import ClientError
 

@@ -101,7 +101,11 @@ def policy(config: RunConfig) -> RunPolicy:
 
 
 def learner(
-    config: RunConfig, initial: Tensor, device: str = "cpu", blocks: Sequence[int] | None = None
+    config: RunConfig,
+    initial: Tensor,
+    device: str = "cpu",
+    blocks: Sequence[int] | None = None,
+    shapes: Sequence[Sequence[int]] | None = None,
 ) -> Learner:
     """The server's model, aggregation and optimizer at the start of a run.
 
@@ -110,6 +114,7 @@ def learner(
         initial: parameters, (d,).
         device: of the model.
         blocks: sizes of the parameter tensors, which a rule with `per_block` needs.
+        shapes: of the parameter tensors, which an optimizer may need.
     """
     initial = initial.to(device)
     seed = config.seed if config.server.seed is None else config.server.seed
@@ -123,4 +128,5 @@ def learner(
         batch=config.worker.batch_size * config.worker.local_steps,
         device=device,
         blocks=blocks,
+        shapes=shapes,
     )

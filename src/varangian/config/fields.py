@@ -148,6 +148,20 @@ def many_of(registry: Registry[Any]) -> Group:
     return Group(build, spec, schema, None, none=True, named=False)
 
 
+def beside_name(value: Any, registry: Registry[Any]) -> Any:
+    """The settings of a class with its `name` among them, from below it too, as in {adam: {lr: 1}}."""
+    if isinstance(value, str):
+        return {"name": value}
+    if not isinstance(value, Mapping) or "name" in value:
+        return value
+    names = [key for key in value if isinstance(key, str) and key in registry]
+    below = value[names[0]] if len(names) == 1 else ""
+    if below is not None and not isinstance(below, Mapping):
+        return value
+    beside = {key: setting for key, setting in value.items() if key not in registry}
+    return {"name": names[0], **(below or {}), **beside}
+
+
 def of_settings(registry: Registry[Any], default: str, last: Sequence[str] = ()) -> Group:
     """A setting whose value is the fields of a class of a registry, with its `name` among them.
 
@@ -161,7 +175,7 @@ def of_settings(registry: Registry[Any], default: str, last: Sequence[str] = ())
     known = {field.name: field for name in registry for field in registry.fields(name)}
 
     def build(value: Any, f: int) -> Any:
-        given = {"name": value} if isinstance(value, str) else {} if value is None else value
+        given = beside_name({} if value is None else value, registry)
         if not isinstance(given, Mapping):
             raise ConfigError([Problem("", "should be a mapping of settings to values", value)])
         name = given.get("name", default)
@@ -170,7 +184,7 @@ def of_settings(registry: Registry[Any], default: str, last: Sequence[str] = ())
             raise ConfigError([Problem("name", rule, name, suggestion(str(name), registry))])
         fields = {key: value for key, value in given.items() if key != "name"}
         if nested := [key for key in fields if key in registry]:
-            hint = f"Write `name: {nested[0]}`, and its settings beside it."
+            hint = f"Write `name: {nested[0]}`, and its settings beside it or below its name."
             raise ConfigError([Problem(nested[0], UNKNOWN, fields[nested[0]], hint)])
         return construct(registry.entry(name)[0], fields, "", {}, UNKNOWN)
 

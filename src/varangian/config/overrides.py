@@ -14,8 +14,10 @@ from dataclasses import dataclass
 from typing import Any
 
 from varangian.config.aggregator import long_form, open_aggregator
+from varangian.config.fields import beside_name
 from varangian.config.yaml_text import parse
 from varangian.registry import FIXES, ConfigError, Fix, Problem, join
+from varangian.server.training.optimizers import OPTIMIZERS
 
 PREFIX = "VARANGIAN__"
 SETTINGS = "VARANGIAN_SETTINGS"
@@ -126,8 +128,8 @@ def split_path(path: str, groups: Mapping[str, str | None]) -> list[str]:
 def _long(settings: Mapping[str, Any]) -> dict[str, Any]:
     """The settings with an aggregator and an optimizer whose parts have paths."""
     result = long_form(settings)
-    if isinstance(name := result.get("optimizer"), str):
-        result["optimizer"] = {"name": name}
+    if "optimizer" in result:
+        result["optimizer"] = beside_name(result["optimizer"], OPTIMIZERS)
     return result
 
 

@@ -137,7 +137,10 @@ def fields_schema(cls: type[Any], fields: Sequence[Field]) -> JsonSchema:
 
 
 def settings_schema(registry: Registry[Any], default: str) -> JsonSchema:
-    """Alternatives for fields with a `name` among them: the name alone, or the fields of each class."""
+    """Alternatives for fields with a `name` among them: the name alone, or the fields of each class.
+
+    The fields may stand below the name, too.
+    """
     names = names_schema(registry)[0]
     kinds = list[JsonSchema]()
     for name in registry:
@@ -145,7 +148,7 @@ def settings_schema(registry: Registry[Any], default: str) -> JsonSchema:
         properties = {"name": {"enum": [name]}, **fields["properties"]}
         required = [] if name == default else ["name"]
         kinds.append({**fields, "title": name, "properties": properties, "required": required})
-    return {"anyOf": [names, *kinds]}
+    return {"anyOf": [names, *kinds, *(_named_schema(registry, name) for name in registry)]}
 
 
 def _named_schema(registry: Registry[Any], name: str) -> JsonSchema:

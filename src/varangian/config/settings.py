@@ -30,7 +30,7 @@ from varangian.registry import ConfigError, Problem, join
 from varangian.server.participation import DEFAULT, PARTICIPATION, Participation
 from varangian.server.protocol.state import Selection
 from varangian.server.training.ema import Ema
-from varangian.server.training.optimizer import OPTIMIZERS, Optimizer
+from varangian.server.training.optimizers import OPTIMIZERS, Optimizer
 from varangian.trackers import TRACKERS, Tracker
 from varangian.worker.attacks import ATTACKS, Attack, Sight
 from varangian.worker.data import DATASETS, Source

@@ -18,7 +18,7 @@ from varangian.resources import available_memory, readable, resident_memory
 from varangian.server.limits.concurrency import most_readers
 from varangian.server.limits.limits import DEFAULT_LIMITS, Limits
 from varangian.server.rows.latest_store import LatestPlan
-from varangian.server.training.optimizer import Optimizer
+from varangian.server.training.optimizers import Optimizer
 from varangian.server.transport.grpc_server import METADATA, STREAMS
 
 VERSIONS = 2

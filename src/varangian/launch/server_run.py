@@ -190,7 +190,7 @@ class ServerRun:
             raise RunError(str(error)) from error
         vectors, gradients = (None, "") if worker_compute is None else vector_source(config, worker_compute)
         device = learner_device(config, layout) if vectors is not worker_compute else "cpu"
-        built = learner(config, initial, device, layout.sizes)
+        built = learner(config, initial, device, layout.sizes, layout.shapes)
         facts = {"memory": account.sentence} | ({"gradients": gradients} if gradients else {})
         run_folder, lock = open_folder(start, model_side.score_names, facts, note, folder, resume)
         return cls(
@@ -287,8 +287,8 @@ class ServerRun:
 
     def _keep_rows(self) -> KeptRows | None:
         keep = self.config.server.keep_rows
-        sizes = self.model_side.layout.sizes
-        return KeptRows(self.folder.path, keep, sizes, self.note) if keep else None
+        shapes = self.model_side.layout.shapes
+        return KeptRows(self.folder.path, keep, shapes, self.note) if keep else None
 
     def _keeper(self) -> CheckpointKeeper | None:
         config, every = self.config, self.config.checkpoint_every

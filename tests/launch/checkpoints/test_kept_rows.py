@@ -24,7 +24,7 @@ def notes():
 
 @pytest.fixture
 def keep(tmp_path, notes):
-    return KeptRows(tmp_path, 3, [2], notes.append)
+    return KeptRows(tmp_path, 3, [(2, 1)], notes.append)
 
 
 def test_the_last_rounds_are_kept(keep, tmp_path):
@@ -47,7 +47,7 @@ def test_what_was_kept_comes_back(keep, tmp_path):
         for name, row in ROWS.items()
     )
     assert (kept.mix, kept.fresh, kept.aggregated) == ((Scaled((0.5, 1.0)),), {"w01"}, False)
-    assert (kept.faults, kept.blocks) == ({"w02": "not finite"}, (2,))
+    assert (kept.faults, kept.blocks, kept.shapes) == ({"w02": "not finite"}, (2,), ((2, 1),))
     assert torch.equal(kept.measured, torch.eye(2))
     assert kept.learner["optimizer"] == {"bound": float("inf")}
     with pytest.raises(StateFileError, match="it has no rows of round 8"):

@@ -21,7 +21,7 @@ from varangian.server.rows.latest import LatestVectors
 from varangian.server.rows.source import RowSource
 from varangian.server.training.ema import Average, Ema
 from varangian.server.training.learner import Learner
-from varangian.server.training.optimizer import Adam
+from varangian.server.training.optimizers import Adam
 
 NAMES = ("w00", "w01", "w02", "w03")
 ROUNDS = 6

@@ -20,7 +20,7 @@ from varangian.server.protocol.events import Refusal
 from varangian.server.protocol.state import RunPolicy
 from varangian.server.rounds.coordinator import Overtaken, evaluation_is_due
 from varangian.server.training.learner import Learner
-from varangian.server.training.optimizer import Sgd
+from varangian.server.training.optimizers import Sgd
 
 NAN = float("nan")
 

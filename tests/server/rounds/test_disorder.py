@@ -23,7 +23,7 @@ from varangian.server.protocol.state import RunPolicy
 from varangian.server.rounds.coordinator import Coordinator, Overtaken, Slot
 from varangian.server.rows.source import Pushed, StepInput
 from varangian.server.training.learner import Learner
-from varangian.server.training.optimizer import Sgd
+from varangian.server.training.optimizers import Sgd
 
 N, D, ROUNDS = 6, 8, 60
 NAMES = tuple(f"w{i:02}" for i in range(N))

@@ -19,7 +19,7 @@ from varangian.server.participation.sync import Everyone
 from varangian.server.protocol.state import RunPolicy
 from varangian.server.rounds.coordinator import Coordinator
 from varangian.server.training.learner import Learner
-from varangian.server.training.optimizer import Adam
+from varangian.server.training.optimizers import Adam
 
 WORKERS = ("w00", "w01", "w02", "w03")
 D = 1000

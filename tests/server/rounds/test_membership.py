@@ -16,7 +16,7 @@ from varangian.server.rounds.membership import MemberChange
 from varangian.server.rows.delta_sum import DeltaSum
 from varangian.server.rows.latest import LatestVectors
 from varangian.server.training.learner import Learner
-from varangian.server.training.optimizer import Sgd
+from varangian.server.training.optimizers import Sgd
 
 NAMES = ("w00", "w01", "w02", "w03")
 OTHERS = ("w00", "w01", "w02", "w04", "w05")

@@ -27,7 +27,7 @@ from varangian.server.rows.delta_sum import DeltaSum
 from varangian.server.rows.latest import LatestVectors
 from varangian.server.rows.source import Pushed, WeightedByAge
 from varangian.server.training.learner import Learner
-from varangian.server.training.optimizer import Sgd
+from varangian.server.training.optimizers import Sgd
 
 NAN = float("nan")
 

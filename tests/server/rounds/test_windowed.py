@@ -23,7 +23,7 @@ from varangian.server.protocol.state import RunPolicy
 from varangian.server.rounds.coordinator import Overtaken, Slot
 from varangian.server.rounds.windowed import BLOCKS
 from varangian.server.training.learner import Learner
-from varangian.server.training.optimizer import Sgd
+from varangian.server.training.optimizers import Sgd
 
 SLICE = 1 << 12
 BLOCK = SLICE * 4

@@ -11,7 +11,7 @@ from varangian.server.protocol.events import Close, Skip
 from varangian.server.rows.delta_sum import DeltaSum
 from varangian.server.rows.latest_store import LatestStore
 from varangian.server.training.learner import Learner
-from varangian.server.training.optimizer import Sgd
+from varangian.server.training.optimizers import Sgd
 from varangian.worker.training.error_feedback import DeltaEncoder as Sender
 
 NAMES = ("w00", "w01", "w02", "w03")

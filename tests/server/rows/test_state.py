@@ -16,7 +16,7 @@ from varangian.server.rows.delta_sum import DeltaSum
 from varangian.server.rows.latest import LatestVectors
 from varangian.server.rows.source import Pushed, RowSource, WeightedByAge
 from varangian.server.training.learner import Learner
-from varangian.server.training.optimizer import Sgd
+from varangian.server.training.optimizers import Sgd
 
 N, D, K = 60, 40, 2
 NAMES = tuple(f"w{i:02}" for i in range(N))

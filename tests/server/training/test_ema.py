@@ -10,7 +10,7 @@ from varangian.aggregators import Aggregator, Krum, Mean, Median
 from varangian.registry import ConfigError, construct
 from varangian.server.training.ema import Average, Ema, samples
 from varangian.server.training.learner import Learner
-from varangian.server.training.optimizer import Sgd
+from varangian.server.training.optimizers import Sgd
 
 DECAYS = st.sampled_from([0.0, 0.5, 0.9, 0.99, 0.999, 0.99999])
 

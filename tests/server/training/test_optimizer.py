@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from varangian.aggregators import AggregationError
 from varangian.config import load
 from varangian.registry import ConfigError
-from varangian.server.training.optimizer import (
+from varangian.server.training.optimizers import (
     OPTIMIZERS,
     Adam,
     Bounds,
@@ -47,8 +47,27 @@ OF_TORCH = [
     ({"name": "adamw"}, torch.optim.AdamW, FUSED),
     ({"name": "adagrad", "lr_decay": 0.1}, torch.optim.Adagrad, {"lr_decay": 0.1, **FUSED}),
     ({"name": "rmsprop", "momentum": 0.5}, torch.optim.RMSprop, {"momentum": 0.5}),
+    ({"name": "rmsprop", "centered": True}, torch.optim.RMSprop, {"centered": True}),
+    (
+        {"name": "sgd", "lr": 0.3, "momentum": 0.9, "dampening": 0.5},
+        torch.optim.SGD,
+        {"momentum": 0.9, "dampening": 0.5},
+    ),
+    ({"name": "adamax", "weight_decay": 0.1}, torch.optim.Adamax, {"weight_decay": 0.1}),
+    (
+        {"name": "nadam", "weight_decay": 0.1, "decoupled_weight_decay": True},
+        torch.optim.NAdam,
+        {"weight_decay": 0.1, "decoupled_weight_decay": True},
+    ),
+    ({"name": "radam", "betas": [0.5, 0.6]}, torch.optim.RAdam, {"betas": (0.5, 0.6)}),
+    ({"name": "adadelta", "rho": 0.5}, torch.optim.Adadelta, {"rho": 0.5}),
+    ({"name": "asgd", "lambd": 0.1, "t0": 1.0}, torch.optim.ASGD, {"lambd": 0.1, "t0": 1.0}),
+    ({"name": "rprop", "etas": [0.4, 1.5]}, torch.optim.Rprop, {"etas": (0.4, 1.5)}),
 ]
-ALL = [{"name": name} for name in OPTIMIZERS] + [options for options, _, _ in OF_TORCH]
+NAMES = [name for name in OPTIMIZERS if not OPTIMIZERS.entry(name)[0].shaped]
+ALL = [{"name": name} for name in NAMES] + [options for options, _, _ in OF_TORCH]
+BOUNDED = ("normalized_sgd", "rprop", "asgd")
+"""Their steps do not follow the length of the gradient, or not the learning rate of the same round."""
 ALL += [{"name": "normalized_sgd", "momentum": 0.9}]
 
 
@@ -148,12 +167,17 @@ def test_no_optimizer_imports_the_compiler_of_torch():
     """It takes longer than all the rest of a start, and 150 MB."""
     code = """
 import sys
+import torch
 from varangian.config import load
-from varangian.server.training.optimizer import *
-for name in OPTIMIZERS:
+from varangian.server.training.optimizers import *
+def step(optimizer):
+    x = torch.ones(4)
+    stepper_for(optimizer, x, [(2, 2)]).step(x, x, 2.0, optimizer.rate(1, 3), x.clone())
+for name in set(OPTIMIZERS) - {"own"}:
     settings = f"optimizer={{name: {name}, schedule: {{exponential: {{gamma: 0.9}}}}}}"
-    x, optimizer = torch.ones(3), load(overrides=[settings]).optimizer
-    Stepper(optimizer, 3).step(x, x, 2.0, optimizer.rate(1, 3), x.clone())
+    step(load(overrides=[settings]).optimizer)
+step(OwnOptimizer.of(lambda ps: torch.optim.AdamW(ps, 0.1), [(2, 2)],
+    scheduler=lambda o: torch.optim.lr_scheduler.StepLR(o, 3)))
 assert "torch._dynamo" not in sys.modules
 """
     subprocess.run([sys.executable, "-c", code], check=True)
@@ -185,7 +209,7 @@ def test_a_straight_line_meets_the_bound():
     assert Sgd(lr=0.5, momentum=0.5).after(Bounds(1.0), 2.0, 0.5).memory == 2.0
 
 
-@pytest.mark.parametrize("options", [o for o in ALL if o["name"] != "normalized_sgd"])
+@pytest.mark.parametrize("options", [o for o in ALL if o["name"] not in BOUNDED])
 def test_a_step_that_would_overflow_changes_nothing(options):
     optimizer = built(options)
     stepper, point = Stepper(optimizer, 3), torch.ones(3)
@@ -205,6 +229,10 @@ def test_a_step_that_would_overflow_changes_nothing(options):
 @pytest.mark.parametrize("name", list(OPTIMIZERS))
 def test_defaults_are_those_of_torch(name: str):
     optimizer = OPTIMIZERS.build(name, "")
+    if name == "muon":
+        theirs = torch.optim.Muon([torch.zeros(1, 1)]).defaults
+        assert {name: getattr(optimizer, name) for name in theirs} == theirs
+        return
     if not hasattr(optimizer, "kind") or name == "sgd":
         return
     theirs = optimizer.kind([torch.zeros(1)]).defaults
@@ -247,14 +275,22 @@ def test_each_of_several_numbers_is_checked():
 @pytest.mark.parametrize(
     ("override", "sentence"),
     [
-        ("optimizer=amad", "optimizer.name: there is no optimizer of this name. Found 'amad'. Known: "),
+        (
+            "optimizer=amad",
+            "optimizer.name: there is no optimizer of this name. Found 'amad'. Did you mean 'ada",
+        ),
         ("optimizer=3", "optimizer: should be a mapping of settings to values. Found 3."),
         (
             "optimizer.momentun=1",
             "optimizer.momentun: there is no such setting. Found 1. Did you mean 'mom",
         ),
         ("optimizer.batch_size=1", "Did you mean 'worker.batch_size'?"),
-        ("optimizer={adam: {lr: 1}}", "Write `name: adam`, and its settings beside it."),
+        ("optimizer={adam: 1}", "Write `name: adam`, and its settings beside it or below its name."),
+        ("optimizer={adam: {}, sgd: {}}", "optimizer.adam: there is no such setting"),
+        (
+            "optimizer={adam: {lr: 1, beta: 2}}",
+            "optimizer.beta: there is no such setting. Found 2. Did you mean",
+        ),
         ("optimizer={name: adam, momentum: 0.5}", "Found 0.5. Known: amsgrad, betas, eps, lr, schedule"),
         ("optimizer={name: adam, betas: [0.9]}", "optimizer.betas: should be a list of 2 (a number each)."),
         (

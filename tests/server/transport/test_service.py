@@ -37,7 +37,7 @@ from varangian.server.protocol.machine import Machine
 from varangian.server.protocol.state import RunPolicy
 from varangian.server.rounds.coordinator import Coordinator
 from varangian.server.training.learner import Learner
-from varangian.server.training.optimizer import Sgd
+from varangian.server.training.optimizers import Sgd
 from varangian.server.transport.grpc_server import bind, options
 from varangian.server.transport.uploads import message_bytes
 from varangian.worker.transport.client import Client, ClientError

@@ -9,7 +9,7 @@ from tests import own_parts
 
 from varangian.aggregators import Aggregator, Krum
 from varangian.config.worker_names import default_names
-from varangian.server.training.optimizer import Sgd
+from varangian.server.training.optimizers import Sgd
 from varangian.server.training.schedules import Cosine
 from varangian.worker.attacks import ATTACKS, Alie, Ipm, LabelFlip, SignFlip
 from varangian.worker.data import Custom as CustomData

@@ -8,7 +8,7 @@ import torch
 from torch import nn
 
 from varangian.plugins import InputError, guard, resolve
-from varangian.server.training.optimizer import Sgd
+from varangian.server.training.optimizers import Sgd
 from varangian.server.training.schedules import Cosine
 from varangian.worker.attacks import Alie, LabelFlip
 from varangian.worker.data import Custom as CustomData

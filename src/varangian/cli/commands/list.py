@@ -14,7 +14,7 @@ from varangian.config.schema import field_docs
 from varangian.registry import MISSING, Field, Registry, describe_type
 from varangian.server.participation import PARTICIPATION
 from varangian.server.participation.staleness import STALENESS
-from varangian.server.training.optimizer import OPTIMIZERS
+from varangian.server.training.optimizers import OPTIMIZERS
 from varangian.server.training.schedules import SCHEDULES
 from varangian.trackers import TRACKERS
 from varangian.worker.attacks import ATTACKS

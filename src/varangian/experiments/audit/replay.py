@@ -107,7 +107,7 @@ def _config(file: Path, members: Mapping[str, Any] | None) -> RunConfig:
 
 def _difference(config: RunConfig, round: int, kept: KeptRound, record: Mapping[str, Any]) -> str:
     """The name of what is different in the record of a round; empty where all is the same."""
-    learner = build_learner(config, kept.learner["parameters"], blocks=kept.blocks)
+    learner = build_learner(config, kept.learner["parameters"], blocks=kept.blocks, shapes=kept.shapes)
     learner.restore(kept.learner)
     measured = kept.measured
     threads = torch.get_num_threads()

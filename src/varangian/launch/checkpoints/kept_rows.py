@@ -7,6 +7,7 @@ round. So a round can be computed again by itself.
 from __future__ import annotations
 
 import contextlib
+import math
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -36,13 +37,13 @@ class KeptRows:
     Args:
         run: the folder of the run.
         keep: how many rounds.
-        blocks: sizes of the parameter tensors.
+        shapes: of the parameter tensors.
         note: takes sentences; called from any thread.
     """
 
-    def __init__(self, run: Path, keep: int, blocks: Sequence[int], note: Note) -> None:
+    def __init__(self, run: Path, keep: int, shapes: Sequence[Sequence[int]], note: Note) -> None:
         self._folder, self._keep = run / FOLDER, keep
-        self._blocks, self._note = [*blocks], note
+        self._shapes, self._note = [[*shape] for shape in shapes], note
         self._failed = False
 
     def __call__(self, close: Close, inputs: StepInput, learner: Mapping[str, Any]) -> None:
@@ -68,7 +69,8 @@ class KeptRows:
             "measured": measured,
             "fresh": None if inputs.fresh is None else sorted(inputs.fresh),
             "aggregated": inputs.aggregation is not None,
-            "blocks": self._blocks,
+            "blocks": [math.prod(shape) for shape in self._shapes],
+            "shapes": self._shapes,
             "learner": learner,
         }
         plain, tensors = flatten(kept)
@@ -94,6 +96,8 @@ class KeptRound:
     aggregated: bool
     """Whether the update was made from a running sum, and not from these rows."""
     blocks: tuple[int, ...]
+    shapes: tuple[tuple[int, ...], ...] | None
+    """None in a file from before they were kept."""
     learner: Mapping[str, Any]
     """The state of the learner before it."""
 
@@ -119,6 +123,7 @@ class KeptRound:
                 fresh=None if fresh is None else frozenset(fresh),
                 aggregated=kept["aggregated"],
                 blocks=tuple(kept["blocks"]),
+                shapes=None if "shapes" not in kept else tuple(map(tuple, kept["shapes"])),
                 learner=kept["learner"],
             )
         except (KeyError, TypeError, ValueError) as error:

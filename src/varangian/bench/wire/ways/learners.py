@@ -11,7 +11,7 @@ from torch import Tensor
 
 from varangian.aggregators import Aggregator, Mean
 from varangian.server.training.learner import Learner, Step
-from varangian.server.training.optimizer import Sgd
+from varangian.server.training.optimizers import Sgd
 
 MANY = 10**9
 """Rounds, and seconds of a deadline: no measurement ends by itself."""

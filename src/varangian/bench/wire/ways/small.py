@@ -29,7 +29,7 @@ from varangian.protos.network.malloc import keep_large_blocks
 from varangian.server.identity.sessions import make_token
 from varangian.server.observability.record import RoundRecord
 from varangian.server.training.learner import Learner
-from varangian.server.training.optimizer import Sgd
+from varangian.server.training.optimizers import Sgd
 from varangian.worker.loop import work
 from varangian.worker.transport.client import Client
 from varangian.worker.transport.tls import credentials, load_worker_bundle
