@@ -21,7 +21,7 @@ from varangian.server.protocol.machine import Machine
 from varangian.server.protocol.state import RunPolicy
 from varangian.server.rounds.coordinator import Coordinator
 from varangian.server.training.learner import Learner
-from varangian.server.training.optimizer import Sgd
+from varangian.server.training.optimizers import Sgd
 
 SECRET = b"0123456789abcdef"
 TERMS = Terms(momentum=0.0, deadline=60.0)

@@ -64,6 +64,14 @@ def _seconds_or_auto(value: Any, number: ValidatorFunctionWrapHandler) -> Any:
         raise ConfigError([Problem("", rule, value)]) from None
 
 
+def _of_one_vector(value: Optimizer | None) -> Optimizer | None:
+    """An optimizer that can step one vector, whatever the shapes in it."""
+    if value is not None and value.shaped:
+        rule = "should be an optimizer whose steps do not depend on the shapes of parameters"
+        raise ConfigError([Problem("", rule, OPTIMIZERS.name(value), "As adamw or sgd.")])
+    return value
+
+
 def named_default(name: str) -> Any:
     """A default that becomes an object like everything else that stands there (`validate_default`)."""
     return name
@@ -102,7 +110,9 @@ class Workers(Section):
     local_lr: Annotated[float, Field(gt=0)] | None = None
     """gamma, the learning rate of local steps in every round; null is the server's of that round, which
     follows `optimizer.schedule`."""
-    inner: Annotated[Optimizer | None, of_registry(OPTIMIZERS, None, none=True)] = None
+    inner: Annotated[
+        Optimizer | None, of_registry(OPTIMIZERS, None, none=True), AfterValidator(_of_one_vector)
+    ] = None
     """The inner optimizer of local steps, as in DiLoCo: {adamw: {lr: 0.001}}. It keeps its state from round
     to round, its schedule goes by local steps (`rounds` times `local_steps` of them), and the worker sends
     x - y, not divided by a learning rate; `momentum` is 0 then unless given. null takes plain steps."""

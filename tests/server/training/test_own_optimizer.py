@@ -13,6 +13,7 @@ from torch.optim import lr_scheduler as lrs
 
 from varangian import state_file
 from varangian.aggregators import AggregationError, Aggregator, Mean
+from varangian.config import load
 from varangian.plugins import InputError
 from varangian.registry import ConfigError
 from varangian.server.training.learner import Learner
@@ -231,6 +232,12 @@ def test_muon_needs_a_matrix():
     with pytest.raises(ConfigError, match=r"a model without matrices.*Use adamw"):
         stepper_for(Muon(), torch.zeros(4), [(4,)])
     assert isinstance(stepper_for(Muon(), torch.zeros(4), [(2, 2)]), ShapedStepper)
+
+
+@pytest.mark.parametrize("name", ["adafactor", "muon", "own"])
+def test_local_steps_go_by_one_vector(name: str):
+    with pytest.raises(ConfigError, match=f"worker.inner: should be an optimizer.*Found '{name}'"):
+        load(overrides=[f"worker.inner={name}", "worker.local_steps=2"])
 
 
 # Steps that fail

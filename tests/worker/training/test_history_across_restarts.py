@@ -9,7 +9,7 @@ import torch
 
 from varangian.config.worker_names import default_names
 from varangian.protos.contract import Terms
-from varangian.server.training.optimizer import OPTIMIZERS
+from varangian.server.training.optimizers import OPTIMIZERS
 from varangian.worker.attacks import ATTACKS, Push
 from varangian.worker.checkpoints.slots import slots_of
 from varangian.worker.data import Synthetic

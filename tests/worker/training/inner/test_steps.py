@@ -8,7 +8,7 @@ from torch import nn
 from torch.nn.functional import cross_entropy
 
 from varangian.config.worker_names import default_names
-from varangian.server.training.optimizer import OPTIMIZERS
+from varangian.server.training.optimizers import OPTIMIZERS
 from varangian.worker.attacks import SignFlip
 from varangian.worker.data import Synthetic
 from varangian.worker.data.partition import Iid
