@@ -64,6 +64,7 @@ async def serve(
     data_port: int | None = 0,
     heartbeat: Path | None = None,
     returns: bool = False,
+    for_good: Callable[[], bool] = bool,
     common: SharedSettings | None = None,
     classes: int | None = None,
     terms: Terms | None = None,
@@ -93,6 +94,7 @@ async def serve(
         heartbeat: a file that is touched every second.
         returns: whether another server goes on with the run after a stop, as in a container that is
             restarted: workers are told to wait for it. Otherwise a stop ends them.
+        for_good: whether a stop ends the run all the same.
         common: settings and data that workers should share; compared at Join.
         classes: of the data, for workers whose own data has fewer.
         terms: what workers should know of the starts and checkpoints of the run.
@@ -130,7 +132,7 @@ async def serve(
             await stack.enter_async_context(
                 enrolment.listening(host, sessions, limits, refusals, lambda: coordinator.round)
             )
-        leaving = partial(_stops_early, coordinator, stop) if returns else bool
+        leaving = partial(_stops_early, coordinator, stop, for_good) if returns else bool
         contract = Contract(run_id, layout, dtype, common or SharedSettings(), classes, terms or Terms())
         service = Service(
             coordinator,
@@ -179,9 +181,9 @@ async def serve(
         return reason
 
 
-def _stops_early(coordinator: Coordinator, stop: asyncio.Event) -> bool:
-    """Whether the server stops before its run is over."""
-    return stop.is_set() and coordinator.round < coordinator.rounds
+def _stops_early(coordinator: Coordinator, stop: asyncio.Event, for_good: Callable[[], bool]) -> bool:
+    """Whether the server stops before its run is over, and another one is to go on."""
+    return stop.is_set() and coordinator.round < coordinator.rounds and not for_good()
 
 
 @asynccontextmanager

@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from varangian.client.outcome import Outcome as Outcome
     from varangian.client.worker import Worker as Worker
     from varangian.launch.output.saved_model import load as load
+    from varangian.serving.server import Server as Server
     from varangian.worker.transport.client import ClientError as ClientError
 
 __version__ = "0.1.0"
@@ -34,6 +35,7 @@ _LAZY = {
     "Outcome": "varangian.client.outcome",
     "ClientError": "varangian.worker.transport.client",
     "load": "varangian.launch.output.saved_model",
+    "Server": "varangian.serving.server",
 }
 """Names that are imported on first use, and the module of each."""
 

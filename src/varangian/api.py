@@ -182,7 +182,7 @@ def sweep(
     if isinstance(grid, Mapping):
         content = dict(grid)
         if isinstance(content.get("base"), Mapping | RunConfig):
-            content["base"] = _base(content["base"])
+            content["base"] = base_settings(content["base"])
         made = GridFile.of(plain(content, ""), overrides=more)
     else:
         made = GridFile.read(user_path(grid), more)
@@ -260,7 +260,7 @@ def advise(
     from varangian.experiments.advice.advice import advise as advise_about
     from varangian.experiments.advice.question import ask
 
-    written = apply_overrides(_base(config), [*assignments(settings)], groups())
+    written = apply_overrides(base_settings(config), [*assignments(settings)], groups())
     return advise_about(ask(written, declared=declared, parameters=parameters, threat=threat))
 
 
@@ -273,7 +273,7 @@ def configuration(config: Config, settings: Mapping[str, Any]) -> RunConfig:
     if isinstance(config, RunConfig) and not settings:
         found = config
     else:
-        base, more = _base(config), [*assignments(settings)]
+        base, more = base_settings(config), [*assignments(settings)]
         found = loads(apply_overrides(base, more, groups()))
     script = getattr(sys.modules[MAIN], "__file__", None)
     if found.backend == "processes" and not (script and Path(script).is_file()):
@@ -282,7 +282,12 @@ def configuration(config: Config, settings: Mapping[str, Any]) -> RunConfig:
     return found
 
 
-def _base(config: Config) -> dict[str, Any]:
+def base_settings(config: Config) -> dict[str, Any]:
+    """The settings in a file, in a mapping or in a configuration, as plain values.
+
+    Raises:
+        ConfigError: a value has no name that a configuration could have.
+    """
     if config is None:
         return {}
     if isinstance(config, RunConfig):

@@ -31,6 +31,11 @@ def resident_memory(read: Read = _read) -> int:
     return _field(read("/proc/self/status"), "VmRSS") or 0
 
 
+def peak_memory(read: Read = _read) -> int:
+    """The most bytes of this process that have been in memory; 0 where the system does not say."""
+    return _field(read("/proc/self/status"), "VmHWM") or 0
+
+
 def available_memory(read: Read = _read) -> int | None:
     """Bytes that this process can still have, on the machine and in its control groups; None if unknown."""
     rooms = [_field(read("/proc/meminfo"), "MemAvailable"), *_rooms(read)]

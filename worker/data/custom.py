@@ -56,6 +56,18 @@ class Custom:
         return made if self.classes is None else replace(made, classes=self.classes)
 
 
+@DATASETS.register("own")
+@dataclass(frozen=True)
+class Own:
+    """The samples of workers that are programs of their own, in a run of `varangian.Server`."""
+
+    def load(self) -> Dataset:
+        raise DataError(
+            "`data` own: the model and the samples of this run are in programs. Only the one that has "
+            "served it goes on with it, by varangian.Server(...).serve(..., resume=FOLDER)."
+        )
+
+
 def describe_value(made: Any) -> str:
     counted = f" of {len(made)}" if isinstance(made, tuple | list) else ""
     return f"{type(made).__name__}{counted}"

@@ -192,6 +192,21 @@ class Custom:
         return built
 
 
+@MODELS.register("own")
+@dataclass(frozen=True)
+class Own:
+    """The module of a program, as it gave it to `varangian.Server`; a configuration cannot build it."""
+
+    name: str = ""
+    """Its class."""
+
+    def build(self, features: tuple[int, ...], classes: int) -> nn.Module:
+        raise ModelError(
+            "`model` own is the module of a program, which alone can build it: only varangian.Server(...)"
+            ".serve(...) in that program trains it."
+        )
+
+
 def conv3x3(channels: int, out: int, stride: int) -> nn.Conv2d:
     return nn.Conv2d(channels, out, 3, stride=stride, padding=1, bias=False)
 

@@ -143,6 +143,7 @@ async def serve_run(
             dtype=server_run.config.wire.dtype,
             heartbeat=None if heartbeat is None else user_path(heartbeat),
             returns=returns,
+            for_good=lambda: server_run.stop.for_good,
             common=server_run.model_side.common,
             classes=server_run.model_side.classes,
             terms=server_run.terms,

@@ -421,12 +421,12 @@ class ServerRun:
             self.model_side.evaluate(parameters), ema, self.model_side.training_loss(parameters)
         )
 
-    def result(self, reason: str, command: str = "varangian run") -> RunResult:
+    def result(self, reason: str, command: str = "varangian run --resume {folder}") -> RunResult:
         """Close the books: the last files of the folder, and what is to be said.
 
         Args:
             reason: the reason why the run ended.
-            command: that goes on with a run of this kind.
+            command: that goes on with a run of this kind, where `{folder}` is its folder.
         """
         if self.keeper is not None:
             self.keeper.wait()
@@ -456,7 +456,8 @@ class ServerRun:
         if result.code_error is not None:
             self.note(f"warning: {result.code_error}")
         if self.can_go_on:
-            self.note(f"{self.rounds} rounds are kept: {command} --resume {self.folder.path} goes on")
+            again = command.replace("{folder}", str(self.folder.path))
+            self.note(f"{self.rounds} rounds are kept: {again} goes on")
         return result
 
     def close(self) -> None:
@@ -503,7 +504,7 @@ class ServerRun:
     def _outcome(self) -> Outcome:
         if self.machine.state.round >= self.config.rounds:
             return "failed" if self._nothing_learned else "finished"
-        return "failed" if self.stop.signal is None else "interrupted"
+        return "failed" if self.stop.signal is None and not self.stop.for_good else "interrupted"
 
     @property
     def _nothing_learned(self) -> str:
@@ -755,6 +756,14 @@ class Stop:
     signal: int | None = None
     """The number of the signal that asked for it."""
     reason: str = ""
+    for_good: bool = False
+    """Whether the program that has the server asked for it: nobody waits for another server then."""
+
+    def by_program(self, reason: str) -> None:
+        """End the run for good, unless something else ends it already."""
+        if not self.event.is_set():
+            self.for_good = True
+            self.because(reason)
 
     def because(self, reason: str) -> None:
         """The first reason counts."""

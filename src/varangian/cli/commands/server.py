@@ -139,7 +139,7 @@ async def _serve(
             ended = await serve_run(
                 server_run, sessions, ready, security, returns=True, enrolling=enrolling
             )
-            result = server_run.result(ended, "varangian server")
+            result = server_run.result(ended, "varangian server --resume {folder}")
             complete = result.outcome == "finished" or (server_run.can_go_on and not until_done)
         ignore_sigterm()  # everything is written
     return result, OK if complete and server_run.stop.signal == signal.SIGTERM else exit_code(result)

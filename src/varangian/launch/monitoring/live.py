@@ -152,7 +152,8 @@ class LiveView:
 
     def _state(self, finished: bool) -> str:
         if self.run.stop.event.is_set():
-            return "interrupted" if self.run.stop.signal is not None else "failed"
+            asked = self.run.stop.signal is not None or self.run.stop.for_good
+            return "interrupted" if asked else "failed"
         return "finished" if finished and self.run.rounds else "failed" if finished else "running"
 
     def _rate(self) -> float | None:

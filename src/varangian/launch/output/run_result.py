@@ -66,10 +66,10 @@ class RunResult:
     def plain(self) -> dict[str, Any]:
         """The values as JSON takes them; without `refused` where that is None."""
         folder = None if self.folder is None else str(self.folder)
-        losses = {name: _finite(getattr(self, name)) for name in ("loss", "ema_loss", "train_loss")}
+        scores = {name: _finite(getattr(self, name)) for name in SCORES}
         own = self.metrics
         metrics = None if own is None else {name: _finite(value) for name, value in own.items()}
-        values = dataclasses.asdict(self) | {"folder": folder, "metrics": metrics} | losses
+        values = dataclasses.asdict(self) | {"folder": folder, "metrics": metrics} | scores
         if self.refused is None:
             del values["refused"]
         return values

@@ -1,0 +1,333 @@
+"""`varangian.Server`: a server whose model, optimizer and evaluation are objects of a program."""
+
+from __future__ import annotations
+
+import logging
+import os
+import secrets
+import threading
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any, Literal
+
+from torch import nn
+
+from varangian.api import Config, read
+from varangian.cli.credentials import SecurityChoice, warn
+from varangian.cli.main import CommandError
+from varangian.cli.tokens import SECRET, secret
+from varangian.cli.views.progress import progress
+from varangian.config import RunConfig, advice
+from varangian.files import user_path
+from varangian.launch.checkpoints.resume import RunOver, find_run, settings_of
+from varangian.launch.checkpoints.resume import resume as go_on
+from varangian.launch.checkpoints.resumed import Resumed
+from varangian.launch.event_loop import run_to_completion
+from varangian.launch.output.run_result import RunResult
+from varangian.launch.result import Note, RunError
+from varangian.plugins import InputError
+from varangian.protos.identity.bundle import BundleError
+from varangian.protos.network.address import is_loopback
+from varangian.registry import ConfigError, Problem
+from varangian.server.identity.sessions import SECRET_BYTES, make_token
+from varangian.server.identity.tls import Security
+from varangian.server.observability.record import RoundRecord
+from varangian.serving.own_module import Evaluate, OwnModule
+from varangian.serving.running import Running
+from varangian.serving.settings import bind_settings, settings_from
+from varangian.serving.work import Work
+
+Where = str | os.PathLike[str]
+
+
+class Server:
+    """The server of a run whose workers are programs of their own, as `varangian.connect` makes them.
+
+        model = Net()
+        server = varangian.Server(model, workers=8, f=2, rounds=1000, aggregator="nnm+trimmed_mean",
+                                  optimizer={"name": "adamw", "lr": 1e-3}, evaluate=accuracy)
+        result = server.serve("0.0.0.0:50051", certs="certs/server")
+        torch.save(model.state_dict(), "trained.pt")     # the model has the final parameters
+
+    Everything of `varangian server` holds: the run folder with its record, checkpoints and `resume`,
+    `varangian status`, `report` and `audit`, the metrics port, changes of members. The module belongs to
+    the server as long as it serves; where the run is over, or has failed, it has the last parameters.
+
+    Args:
+        model: the module whose parameters with `requires_grad` train, from the values that they have. The
+            modules of workers need the same names and shapes. Parameters may have a narrower type than
+            float32, in which the server keeps them.
+        workers: how many there are, or their names.
+        f: how many of them may be Byzantine.
+        rounds: of the run.
+        aggregator: as the setting, or an object of `varangian.aggregators`.
+        optimizer: as the setting `optimizer`.
+        schedule: as the setting `optimizer.schedule`.
+        evaluate: called with the model, with the parameters of the round, in evaluation mode and without
+            gradients, every `evaluate__every` rounds, after the last, and once before the first. Returns a
+            number, or numbers by name, of which `loss` and `accuracy` have columns of their own. Should it
+            fail later, the scores of the round are NaN and the run goes on.
+        on_round: called with the record of each round (`RoundRecord`), in a thread of its own. Should it
+            fail, the run goes on, and says so.
+        config: more settings, as for `varangian.run`: a file, a mapping or what `varangian.config.load`
+            returns.
+        secret: what tokens of workers are made with, where there are no certificates: 16 bytes or more. By
+            default that of the environment (`VARANGIAN_SECRET`), or else a new one, which is gone with this
+            object.
+        settings: more of the run, which win: `server__deadline=30` for `server.deadline`,
+            `worker__momentum=0` for what workers are told.
+
+    Raises:
+        ConfigError: with every problem found in the settings.
+        RunError: the model or the secret cannot be used.
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        *,
+        workers: int | Sequence[str] | None = None,
+        f: int | None = None,
+        rounds: int | None = None,
+        aggregator: Any = None,
+        optimizer: str | Mapping[str, Any] | None = None,
+        schedule: str | Mapping[str, Any] | None = None,
+        evaluate: Evaluate | None = None,
+        on_round: Callable[[RoundRecord], object] | None = None,
+        config: Config = None,
+        secret: str | bytes | None = None,
+        **settings: Any,
+    ) -> None:
+        if evaluate is not None and not callable(evaluate):
+            rule = "should be a function that is called with the model; how often it is, is evaluate__every"
+            raise ConfigError([Problem("evaluate", rule, evaluate)])
+        if on_round is not None and not callable(on_round):
+            raise ConfigError(
+                [Problem("on_round", "should be a function that takes a RoundRecord", on_round)]
+            )
+        try:
+            self._model = OwnModule(model, evaluate)
+        except InputError as error:
+            raise RunError(str(error)) from error
+        named = {"workers": workers, "f": f, "rounds": rounds, "aggregator": aggregator}
+        named |= {"optimizer": optimizer, "optimizer.schedule": schedule}
+        given = {name: value for name, value in named.items() if value is not None}
+        self._base, self._given = config, {**given, **settings}
+        self._on_round = on_round
+        self._secret = _secret(secret)
+        self._serving = threading.Lock()
+        self._config = self._configured({}, config)
+
+    @property
+    def config(self) -> RunConfig:
+        """All settings of the run, but for those that `serve` is given."""
+        return self._config
+
+    def token(self, name: str) -> str:
+        """What a worker of this name shows where there are no certificates: `varangian.connect(token=...)`.
+
+        It is also what `VARANGIAN_TOKEN` holds, or a line of the file that `VARANGIAN_TOKEN_FILE` names.
+        Who has it can be that worker, and no other.
+
+        Raises:
+            ValueError: the run has no such worker.
+        """
+        if name not in self._config.worker_names:
+            raise ValueError(f"`name` should be a worker of the run. Found {name!r}.")
+        return f"{name}:{make_token(name, self._secret)}"
+
+    def serve(
+        self,
+        address: str | None = None,
+        *,
+        certs: Where | None = None,
+        insecure: bool = False,
+        folder: Where | None = None,
+        resume: Where | Literal[True] | None = None,
+        force: bool = False,
+        ready: Callable[[str], object] | None = None,
+        note: Note | None = None,
+        format: str | None = None,
+    ) -> RunResult:
+        """Serve the run to its workers, and return when it is over.
+
+        Where an event loop runs already, as in a notebook, the run has one of its own in another thread,
+        and this function waits for it. The first Ctrl-C ends the run after the round in hand, and workers
+        wait for a server that goes on with it; in a thread that is not the main one no signal is handled.
+
+        Args:
+            address: `host:port` to listen at; port 0 is any free one. By default what the settings say,
+                which is this machine alone.
+            certs: the server's folder that `varangian certs` has made: connections are then over TLS.
+                Without it workers show tokens.
+            insecure: whether a network may be used without TLS, where whoever sees the traffic can be any
+                worker.
+            folder: the run folder, which is made and must be empty if it exists; by default a new one below
+                the setting `output`.
+            resume: go on with the run in this folder, whose settings stand in the place of those that are
+                not given; True is the newest run with these settings below `output` that has rounds left,
+                and a new one where there is none. A run that is over is not carried on: its result is
+                returned.
+            force: with `resume`, as `--force`.
+            ready: called with `host:port` when workers can connect.
+            note: takes sentences about the run; by default they are logged as warnings of the logger
+                `varangian`.
+            format: shows progress as the command does: auto, rich, plain or json; by default nothing is
+                printed.
+
+        Raises:
+            ConfigError: with every problem found in the settings.
+            RunError: the run cannot be started, or cannot go on.
+        """
+        try:
+            work = self._work(address, certs, insecure, folder, resume, force, note)
+        except _OverError as over:
+            return read(over.folder)
+        try:
+            if ready is not None:
+                work.when_ready(ready)
+            if format is None:
+                return run_to_completion(work.carry_out)
+            with progress(format, work.config.rounds, (), declared=work.config.f) as shown:
+                work.observe, work.note = shown.round, note or shown.note
+                result = run_to_completion(work.carry_out)
+            shown.finish(result)
+            return result
+        finally:
+            work.release()
+
+    def start(
+        self,
+        address: str | None = None,
+        *,
+        certs: Where | None = None,
+        insecure: bool = False,
+        folder: Where | None = None,
+        resume: Where | Literal[True] | None = None,
+        force: bool = False,
+        note: Note | None = None,
+    ) -> Running:
+        """Serve the run in a thread, and return as soon as workers can connect.
+
+            with server.start("127.0.0.1:0") as running:
+                ...                                  # running.address, running.token("w00"), running.stop()
+                result = running.result()
+
+        Args:
+            address: as for `serve`, and so are the others.
+            certs: of the server.
+            insecure: whether a network may be used without TLS.
+            folder: the run folder.
+            resume: go on with a run.
+            force: with `resume`.
+            note: takes sentences about the run.
+
+        Raises:
+            ConfigError: with every problem found in the settings.
+            RunError: the run cannot be started, or cannot go on; or it has no rounds left.
+        """
+        work = self._work(address, certs, insecure, folder, resume, force, note)
+        try:
+            return Running(work, self.token)
+        except BaseException:
+            work.release()
+            raise
+
+    def _configured(self, more: Mapping[str, Any], base: Config) -> RunConfig:
+        return settings_from(base, {**self._given, **more}, self._model.name)
+
+    def _work(
+        self,
+        address: str | None,
+        certs: Where | None,
+        insecure: bool,
+        folder: Where | None,
+        resume: Where | Literal[True] | None,
+        force: bool,
+        note: Note | None,
+    ) -> Work:
+        if resume is not None and folder is not None:
+            raise RunError("a run that goes on does so in its own folder: give `resume` or `folder`")
+        found = user_path(resume) if isinstance(resume, str | os.PathLike) else None
+        base = self._base
+        if found is not None and base is None:
+            base = settings_of(found)
+        bound = {} if address is None else bind_settings(address)
+        config = _with_identity(self._configured(bound, base), certs, insecure)
+        identity = self._secret if certs is None else _security(user_path(certs))
+        say = note or logging.getLogger("varangian").warning
+        chosen = SecurityChoice(None if certs is None else user_path(certs), insecure)
+        warn(chosen, config.server.host)
+        for sentence in advice(config):
+            say(f"warning: {sentence}")
+        if resume is True:
+            found = find_run(config)
+        if not self._serving.acquire(blocking=False):
+            raise RunError("this server is at work: the module can be in one run at a time")
+        resumed: Resumed | None = None
+        try:
+            if found is not None:
+                config, resumed = go_on(config, found, say, force=force, at_end=True)
+        except BaseException as error:
+            self._serving.release()
+            if found is not None and isinstance(error, RunOver):
+                raise _OverError(found, str(error)) from error
+            raise
+        path = None if folder is None else user_path(folder)
+        return Work(config, self._model, identity, self._on_round, say, path, resumed, self._serving)
+
+
+class _OverError(RunError):
+    """A run that is to go on, and has no rounds left."""
+
+    def __init__(self, folder: Path, sentence: str) -> None:
+        self.folder = folder
+        super().__init__(sentence)
+
+
+def _with_identity(config: RunConfig, certs: Where | None, insecure: bool) -> RunConfig:
+    """Record whether TLS is used, and draw a seed for the server's own choices that no worker knows.
+
+    Raises:
+        ConfigError: a network is to be used without TLS, or the settings need certificates.
+    """
+    host = config.server.host
+    if certs is None and not insecure and not is_loopback(host):
+        rule = "is needed beyond this machine: without TLS anybody who sees the traffic can be any worker"
+        hint = "`varangian certs` makes them; or say insecure=True, if you trust everyone on that network."
+        raise ConfigError([Problem("certs", rule, host, hint)])
+    wants = [name for name, wanted in (("tls", config.server.tls), ("enrol_port", config.server.enrol_port))
+             if wanted not in (None, False)]  # fmt: skip
+    if certs is None and wants:
+        raise ConfigError(
+            [Problem(f"server.{name}", "needs certificates: serve(certs=FOLDER)") for name in wants]
+        )
+    seed = secrets.randbits(63) if config.server.seed is None else config.server.seed
+    server = config.server.model_copy(update={"seed": seed, "tls": certs is not None})
+    return config.model_copy(update={"server": server})
+
+
+def _security(path: Path) -> Security:
+    try:
+        return Security(path)
+    except BundleError as error:
+        raise RunError(str(error)) from error
+
+
+def _secret(given: str | bytes | None) -> bytes:
+    """The secret that tokens are made with.
+
+    Raises:
+        RunError: it is too short.
+    """
+    if given is None and not {SECRET, f"{SECRET}_FILE"} & os.environ.keys():
+        return secrets.token_bytes(32)
+    if given is None:
+        try:
+            return secret()
+        except CommandError as error:
+            raise RunError(str(error)) from error
+    key = given.encode() if isinstance(given, str) else bytes(given)
+    if len(key) < SECRET_BYTES:
+        raise RunError(f"`secret` should have at least {SECRET_BYTES} bytes. Found {len(key)}.")
+    return key

@@ -1,0 +1,54 @@
+"""The settings of a run whose model, data and optimizer a program has: from arguments to a `RunConfig`."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from varangian.api import Config, assignments, base_settings
+from varangian.config import RunConfig, loads
+from varangian.config.overrides import apply_overrides
+from varangian.config.settings import groups
+from varangian.protos.network.address import EVERYWHERE, AddressError, parse_address
+from varangian.registry import ConfigError, Problem
+
+AT_WORKERS = (
+    *("data", "loss", "metrics", "partition", "byzantine", "backend", "simulate", "delays"),
+    *("availability", "model"),
+)
+"""Settings without a meaning at the server of a program: what they are about is in programs."""
+
+
+def settings_from(config: Config, given: Mapping[str, Any], name: str) -> RunConfig:
+    """The settings of a run of a program's own module.
+
+    Args:
+        config: settings below the others; of a file what a server of a program does not need is left out.
+        given: settings by name, which win: `optimizer__lr` is `optimizer.lr`.
+        name: of the module.
+
+    Raises:
+        ConfigError: with every problem found.
+    """
+    if wrong := [one for one in given if one.partition("__")[0].partition(".")[0] in AT_WORKERS]:
+        rule = "is no setting of varangian.Server: model, data and loss are in the programs of the run"
+        hint = "An experiment with a configuration is carried out by varangian.run(...)."
+        raise ConfigError([Problem(one.replace("__", "."), rule, hint=hint) for one in wrong])
+    base = {key: value for key, value in base_settings(config).items() if key not in AT_WORKERS}
+    settings = apply_overrides(base, [*assignments(given)], groups())
+    settings |= {"model": {"own": {"name": name}}, "data": "own", "metrics": []}
+    return loads(settings, whole=False)
+
+
+def bind_settings(address: str) -> dict[str, Any]:
+    """`host:port` to listen at, as settings; `*` is every address of this machine.
+
+    Raises:
+        ConfigError: it is none.
+    """
+    anywhere = address.removeprefix(f"{EVERYWHERE}:")
+    try:
+        host, port = parse_address(address if anywhere == address else f"localhost:{anywhere}")
+    except AddressError as error:
+        raise ConfigError([Problem("address", error.rule, address, error.hint)]) from None
+    return {"server.host": host if anywhere == address else EVERYWHERE, "server.port": port}
