@@ -16,6 +16,7 @@ IMAGES = ROOT / "docs/images"
 WIDTH, MARGIN, GAP = 880, 20, 10
 WHAT = {
     "__main__": "the command",
+    "serving": "the server of a program",
     "api": "runs and sweeps for programs and notebooks",
     "bench": "what rules, transfers and rounds cost",
     "experiments": "sweeps, results, reports",

@@ -31,6 +31,7 @@ SCORE = "score"
 """The name of a score that comes alone."""
 MOST = 200
 """Scores of one evaluation."""
+PUSHES = "Choose a participation in which workers push vectors, as sync, at the server."
 SHOWN = 4
 """Names in a sentence."""
 GIVES = "should return a number, or a mapping of names to numbers as {'accuracy': 0.9, 'loss': 0.3}"
@@ -59,6 +60,8 @@ class OwnModule:
         self._bytes = 0
         self._lock = threading.RLock()
         self._told = set[str]()
+        self.deltas = False
+        """Whether workers push what is new in a vector since the last that counted."""
         self.tell: Callable[[str], None] = lambda sentence: None
         """Takes a sentence about an evaluation that failed, once each; called from any thread."""
 
@@ -77,8 +80,9 @@ class OwnModule:
 
     @property
     def common(self) -> SharedSettings:
-        """Nothing is compared: only the program of a worker knows its data."""
-        return SharedSettings()
+        """What workers push: the rest is in their programs alone."""
+        pushed = "deltas" if self.deltas else "vectors"
+        return SharedSettings({"participation": pushed}, {"participation": PUSHES})
 
     @property
     def classes(self) -> None:

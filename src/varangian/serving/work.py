@@ -94,6 +94,7 @@ class Work:
         check_port(config)
         security = self.identity if isinstance(self.identity, Security) else None
         check_metrics(config, certificates=security is not None)
+        self.model.deltas = config.participation.pushes_deltas
         self.model.tell = lambda sentence: self.note(f"warning: {sentence}")
         run = ServerRun.open(config, self._observe, self.note, self.path, self.resumed, own=self.model)
         self.folder = run.path
