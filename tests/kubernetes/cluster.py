@@ -13,6 +13,7 @@ of the machine.
 
 import base64
 import contextlib
+import fcntl
 import json
 import os
 import pathlib
@@ -63,6 +64,11 @@ class State:
 
     def network(self):
         """The process that has the network of the pods; started with the first."""
+        with (self.path / "network.lock").open("w") as lock:
+            fcntl.flock(lock, fcntl.LOCK_EX)  # each Job has a controller of its own
+            return self._network()
+
+    def _network(self):
         path = self.path / "network"
         with contextlib.suppress(OSError, ValueError):
             pid = int(path.read_text())
