@@ -23,6 +23,8 @@ from pathlib import Path
 from typing import Any
 
 CA, CERTIFICATE, KEY, REVOKED = "ca.pem", "cert.pem", "key.pem", "revoked"
+METRICS_TOKEN = "metrics-token"
+"""Beside a server's bundle, and at whoever collects metrics: what opens the metrics port."""
 REQUEST = "request.pem"
 """Beside a key that was made where it is used: what the authority is asked to sign."""
 SCHEME = "varangian"

@@ -63,9 +63,10 @@ def test_a_replica_takes_nothing_that_there_is_once(compose, name):
     assert written == {STATES[name]}, "which has a folder for each worker"
 
 
-def mounts(compose, name):
+def mounts(compose, name, **environment):
     """Volumes to the places where a service sees them."""
-    return dict(mount.removesuffix(":ro").split(":") for mount in compose.services[name].get("volumes", []))
+    written = [compose.filled(mount, **environment) for mount in compose.services[name].get("volumes", [])]
+    return dict(mount.removesuffix(":ro").split(":") for mount in written)
 
 
 def test_nobody_sees_the_keys_of_others(compose):
@@ -255,17 +256,18 @@ def test_what_observes_has_no_more_than_it_needs(compose, name):
     for mount in service["volumes"]:
         if mount.startswith("./"):
             assert mount.endswith(":ro")
-            assert (ROOT / mount.partition(":")[0]).exists()
+            assert (ROOT / compose.filled(mount).partition(":")[0]).exists()
 
 
-def test_prometheus_asks_the_server_with_its_token(compose):
-    settings = compose.settings("server")
-    (job,) = yaml.safe_load((ROOT / "examples/observe/compose/prometheus.yml").read_text())[
-        "scrape_configs"
-    ]
+@pytest.mark.parametrize("insecure", ["0", "1"])
+def test_prometheus_asks_the_server_with_its_token(compose, insecure):
+    settings = compose.settings("server", VARANGIAN_INSECURE=insecure)
+    seen = mounts(compose, "prometheus", VARANGIAN_INSECURE=insecure)
+    (path,) = [path for path, place in seen.items() if place == "/etc/prometheus/prometheus.yml"]
+    (job,) = yaml.safe_load((ROOT / path).read_text())["scrape_configs"]
     assert job["static_configs"] == [{"targets": [f"server:{settings['VARANGIAN__SERVER__METRICS_PORT']}"]}]
-    assert job["scheme"] == "https"
-    assert job["tls_config"] == {"ca_file": "/certs/ca.pem", "server_name": "server"}
+    tls = {"scheme": "https", "tls_config": {"ca_file": "/certs/ca.pem", "server_name": "server"}}
+    assert {name: job[name] for name in tls if name in job} == (tls if insecure == "0" else {})
     assert job["authorization"] == {"credentials_file": "/certs/metrics-token"}
     assert mounts(compose, "prometheus")["monitor-certs"] == "/certs"
 

@@ -107,7 +107,7 @@ def test_the_objects_are_valid(folder, version):
         kubernetes_validate.validate(one, version, strict=True)
 
 
-@pytest.mark.parametrize("overlay", ["base", "overlays/jobset"])
+@pytest.mark.parametrize("overlay", ["base", "overlays/jobset", "overlays/states"])
 def test_all_that_is_named_is_there(folder, overlay):
     found = rendered(folder / overlay)
     names = {(one["kind"], one["metadata"]["name"]) for one in found}
@@ -155,6 +155,65 @@ def test_the_overlay_has_no_jobs_beside_the_set(folder):
     kinds = [one["kind"] for one in rendered(folder / "overlays/jobset")]
     assert kinds.count("JobSet") == 1
     assert "Job" not in kinds
+
+
+@pytest.mark.parametrize("overlay", ["overlays/states", "overlays/jobset"])
+def test_what_workers_remember_can_outlive_their_pods(folder, overlay, tmp_path):
+    """Each pod of a worker sees the folder of its index, in a volume of all."""
+    shutil.copytree(folder, tmp_path / "copy")
+    if overlay == "overlays/jobset":  # as the page says
+        with (tmp_path / "copy" / overlay / "kustomization.yaml").open("a") as file:
+            file.write("components: [../../components/states]\n")
+    found = rendered(tmp_path / "copy" / overlay)
+    (claim,) = [one for one in found if one["metadata"]["name"] == "trial-states"]
+    assert claim["spec"]["accessModes"] == ["ReadWriteMany"]
+    templates = {
+        template["metadata"]["labels"]["app.kubernetes.io/component"]: template["spec"]
+        for one in found
+        for template in found_below(one, "template")
+        if "containers" in template["spec"]
+    }
+    assert templates.keys() == {*ROLES}
+    for role, pod in templates.items():
+        claims = [volume for volume in pod["volumes"] if "persistentVolumeClaim" in volume]
+        if role == "server":
+            assert [volume["name"] for volume in claims] == ["runs"]
+            continue
+        assert claims == [{"name": "state", "persistentVolumeClaim": {"claimName": "trial-states"}}]
+        mounts = {one["name"]: one for one in pod["containers"][0]["volumeMounts"]}
+        assert mounts["state"]["subPathExpr"] == f"{role}-$(JOB_COMPLETION_INDEX)"
+        assert mounts["state"]["mountPath"] == "/state"
+
+
+def test_the_token_of_the_metrics_port_is_in_the_secret_of_the_server(tmp_path):
+    pytest.importorskip("cryptography")
+    files = render(load(None, [*SETTINGS, "server.metrics_port=0"]), OPTIONS)
+    write(tmp_path, files)
+    found = {(one["kind"], one["metadata"]["name"]): one for one in yaml_of(tmp_path, files)}
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(tmp_path)
+        provide(parse(commands((tmp_path / "README.md").read_text())[0][1:]))
+    server = found["Job", "trial-server"]["spec"]["template"]["spec"]
+    assert "server.metrics_token=/certs/server/metrics-token" in server["containers"][0]["args"]
+    assert "server.metrics_host=0.0.0.0" in server["containers"][0]["args"]
+    secrets = {one["metadata"]["name"]: one["data"] for one in rendered(tmp_path / "base") if "data" in one}
+    token = secrets["trial-server-certs"]["metrics-token"]
+    assert secrets["trial-monitor"] == {
+        "metrics-token": token,
+        "ca.pem": secrets["trial-server-certs"]["ca.pem"],
+    }
+    assert not [name for name, data in secrets.items() if "worker" in name and token in data.values()]
+    (endpoint,) = found["ServiceMonitor", "trial"]["spec"]["endpoints"]
+    ports = found["Service", "trial-server"]["spec"]["ports"]
+    assert {"name": endpoint["port"], "port": 9464} in ports
+    assert "monitor.yaml" not in made()
+
+
+def yaml_of(folder, files):
+    """The objects in the files of a deployment."""
+    paths = [folder / file.path for file in files if file.path.endswith(".yaml")]
+    loaded = [one for path in paths for one in yaml.safe_load_all(path.read_text())]
+    return [one for one in loaded if one and "metadata" in one and one["kind"] != "JobSet"]
 
 
 @pytest.mark.parametrize("role", ROLES)

@@ -128,6 +128,20 @@ def test_ports_are_those_of_the_settings_where_they_are_numbers():
     assert plan.server.environment["VARANGIAN__SERVER__DATA_PORT"] == "null"
 
 
+def test_a_metrics_port_has_a_token_as_a_secret():
+    place = Places(metrics_token="/m/metrics-token")
+    server = make_plan(load(None, ["server.metrics_port=0"]), places=place).server
+    assert server.argv[-3:] == (
+        "server.metrics_port=9464",
+        "server.metrics_host=0.0.0.0",
+        "server.metrics_token=/m/metrics-token",
+    )
+    assert server.secrets[1:] == (Credentials("server", "/m", ("metrics-token",)),)
+    own = make_plan(load(None, ["server.metrics_port=0", "server.metrics_token=mine"]), places=place).server
+    assert len(own.secrets) == 1
+    assert not [word for word in own.argv if "metrics_token" in word]
+
+
 @pytest.mark.parametrize(
     "settings",
     [

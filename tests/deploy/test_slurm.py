@@ -65,6 +65,17 @@ def test_ports_are_those_of_the_settings_or_free_ones():
     assert "export VARANGIAN__SERVER__DATA_PORT=null\n" in chosen
 
 
+def test_metrics_are_for_whoever_has_the_token_that_the_job_makes():
+    found = files("server.metrics_port=0")
+    for setting in ("port=9464", "host=0.0.0.0", "token=certs/server/metrics-token"):
+        assert f" server.metrics_{setting}" in found["job.sh"].text
+    assert "`https://NODE:9464`" in found["README.md"].text
+    assert "https" not in files()["README.md"].text
+    own = files("server.metrics_port=0", "server.metrics_token=/shared/token")
+    assert "metrics_token: /shared/token" in own["run.yaml"].text
+    assert "metrics_token" not in own["job.sh"].text
+
+
 def test_workers_alone_have_gpus():
     from varangian.deploy.plan import Resources
 

@@ -71,6 +71,32 @@ def test_the_secrets_are_the_files_that_certs_makes(folder, stack, monkeypatch):
     assert len({entry["name"] for entry in listed}) == len(listed)
 
 
+def test_the_token_of_the_metrics_port_is_a_secret_of_the_server(tmp_path, monkeypatch):
+    pytest.importorskip("cryptography")
+    (tmp_path / "small.yaml").write_text(RUN)
+    out = tmp_path / "out"
+    assert (
+        main(["deploy", "swarm", str(tmp_path / "small.yaml"), "server.metrics_port=0", "-o", str(out)])
+        == 0
+    )
+    stack = yaml.safe_load((out / "stack.yaml").read_text())
+    server = stack["services"]["server"]
+    place = "/certs/server/metrics-token"
+    assert {"server.metrics_host=0.0.0.0", f"server.metrics_token={place}"} <= {*server["command"]}
+    holders = {
+        name: [secret for secret in service["secrets"] if secret["source"] == "metrics-token"]
+        for name, service in stack["services"].items()
+    }
+    (secret,) = holders.pop("server")
+    assert (secret["target"], secret["mode"]) == (place, 0o400)
+    assert not any(holders.values())
+    assert "ports" not in server
+    monkeypatch.chdir(out)
+    assert main(["certs", "cluster", "certs", "run.yaml", "--hosts", "server"]) == 0
+    assert len((out / stack["secrets"]["metrics-token"]["file"]).read_text()) > 16
+    assert "`small-metrics-token-1`" in (out / "README.md").read_text()
+
+
 def test_nothing_can_be_reached_from_outside(stack):
     assert not [name for name, service in stack["services"].items() if "ports" in service]
     assert stack["networks"] == {"cluster": {"driver": "overlay", "driver_opts": {"encrypted": "true"}}}

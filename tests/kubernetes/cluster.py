@@ -136,6 +136,10 @@ class Pod:
                 os.chown(file, -1, group)
         return path
 
+    def spec_of(self, name):
+        """A volume as the pod names it."""
+        return next(volume for volume in self.spec["volumes"] if volume["name"] == name)
+
     def environment(self):
         found = {"OMP_NUM_THREADS": "1", "PYTHONUNBUFFERED": "1", "PYTHONDONTWRITEBYTECODE": "1"}
         found["PYTHONPATH"] = str(REPOSITORY / "src")
@@ -151,6 +155,10 @@ class Pod:
         ):
             below = mount.get("subPath") or expand(mount.get("subPathExpr", ""), environment)
             source = self.volumes[mount["name"]] / below
+            if "persistentVolumeClaim" in self.spec_of(mount["name"]) and not source.exists():
+                source.mkdir()  # as a kubelet does, with what its parent has
+                os.chown(source, -1, source.parent.stat().st_gid)
+                source.chmod(source.parent.stat().st_mode & 0o7777)
             assert source.exists(), f"{mount['name']} of {self.name} has no {below}"
             yield str(source), mount["mountPath"], mount.get("readOnly", False)
         hosts = self.path / "hosts"

@@ -29,7 +29,7 @@ SETTINGS = [
 ]
 
 
-def follow_the_page(folder, cluster, config):
+def follow_the_page(folder, cluster, config, kustomization="base"):
     """Write a deployment, and type the commands of its page."""
     write(folder, render(config, Options(name="trial")))
     page = (folder / "README.md").read_text()
@@ -37,7 +37,8 @@ def follow_the_page(folder, cluster, config):
     words = shlex.split(certs)
     subprocess.run([sys.executable, "-m", *words], cwd=folder, check=True, capture_output=True)
     assert apply == "kubectl apply -k base"
-    cluster.kubectl("apply", "-k", str(folder / "base"))
+    assert f"`kubectl apply -k {kustomization}`" in page or kustomization == "base"
+    cluster.kubectl("apply", "-k", str(folder / kustomization))
 
 
 def rounds(cluster):
@@ -47,15 +48,20 @@ def rounds(cluster):
 
 
 def test_crashes_and_drains_do_not_change_the_digest(cluster, tmp_path):
-    """A server that leaves its node, one that is killed, and a worker that is killed."""
+    """A server that leaves its node, one that is killed, a worker that is killed, and one that moves."""
     config = load(None, SETTINGS)
     expected = run(load(None, [*SETTINGS, "backend=simulate", f"output={tmp_path / 'straight'}"]))
-    follow_the_page(tmp_path / "deployment", cluster, config)
+    follow_the_page(tmp_path / "deployment", cluster, config, "overlays/states")
     cluster.until(lambda: rounds(cluster) > 10, "ten rounds")
     assert cluster.job("trial-server")["ready"] == 1
     os.kill(cluster.pid("trial-worker", 1), signal.SIGKILL)
     done = rounds(cluster)
     cluster.until(lambda: rounds(cluster) > done + 5, "rounds after a worker was killed")
+    (worker,) = [pod for pod in cluster.pods("trial-worker") if pod["index"] == 2]
+    cluster.evict(worker["name"])
+    cluster.until(lambda: len(cluster.pods("trial-worker")) == 4, "another pod of the worker")
+    done = rounds(cluster)
+    cluster.until(lambda: rounds(cluster) > done + 5, "rounds after the worker has moved")
     (server,) = cluster.pods("trial-server")
     cluster.evict(server["name"])
     cluster.until(lambda: len(cluster.pods("trial-server")) == 2, "another server")
@@ -72,6 +78,10 @@ def test_crashes_and_drains_do_not_change_the_digest(cluster, tmp_path):
     assert (killed["exitCode"], last["exitCode"]) == (128 + signal.SIGKILL, 0)
     assert cluster.job("trial-server")["failed"] == 1, "leaving a node is no crash"
     assert [pod["restarts"] for pod in cluster.pods("trial-worker") if pod["index"] == 1] == [1]
+    assert {path.name for path in (cluster.path / "volumes/trial-states").iterdir()} == {
+        *(f"worker-{index}" for index in range(3)),
+        "byzantine-0",
+    }
     # Whoever the pods were, they were not root, and could write nowhere else.
     assert folder.stat().st_uid == 10001
 

@@ -70,11 +70,7 @@ def check_token(engine: str, config: RunConfig) -> None:
     """
     if engine != "slurm" and (path := config.server.metrics_token) is not None:
         rule = "is a file of this machine, which the server does not see there"
-        hint = (
-            "Leave it out: `varangian certs cluster` makes a token for the metrics port."
-            if engine == "compose"
-            else "Leave it out: the certificate of an operator opens the metrics port."
-        )
+        hint = "Leave it out: `varangian certs cluster` makes a token for the metrics port."
         raise ConfigError([Problem("server.metrics_token", rule, path, hint)])
 
 

@@ -26,10 +26,11 @@ from varangian.deploy.plan import (
     data_port,
     metrics_port,
 )
+from varangian.protos.identity.bundle import METRICS_TOKEN
 from varangian.registry import ConfigError, Problem
 
 FILE = "docker-compose.yml"
-PLACES = Places(worker_heartbeat="/tmp/working")
+PLACES = Places(worker_heartbeat="/tmp/working", metrics_token=f"/certs/{METRICS_TOKEN}")
 VARIABLE = {"aggregator", "workers", "f", "byzantine", "rounds", "seed", "backend", "output"}
 """Sections whose values are variables with `--variables`, or have no meaning in containers."""
 VARIABLE_OF_SERVER = {"deadline", "data_port", "host", "port", "heartbeat", "tls"}
@@ -249,8 +250,7 @@ class _Compose:
         if self.variables:
             yield f'      {PREFIX}SERVER__METRICS_PORT: "{METRICS_PORT}"'
             yield f"      {PREFIX}SERVER__METRICS_HOST: {self.plan.places.bind}"
-        if self.variables or metrics is not None:
-            yield f"      {PREFIX}SERVER__METRICS_TOKEN: /certs/metrics-token"
+            yield f"      {PREFIX}SERVER__METRICS_TOKEN: {self.plan.places.metrics_token}"
         yield f"    mem_limit: ${{SERVER_MEMORY:-{memory(server)}}}"
         yield f"    cpus: ${{SERVER_CPUS:-{server.cpus:.1f}}}"
         yield f"    ports: [{', '.join(map(_quoted, ports))}]"
@@ -395,7 +395,7 @@ OBSERVE = """\
       - --storage.tsdb.path=/prometheus
       - --storage.tsdb.retention.time=30d
     volumes:
-      - ./examples/observe/compose/prometheus.yml:/etc/prometheus/prometheus.yml:ro
+      - ./examples/observe/compose/insecure-${VARANGIAN_INSECURE:-0}.yml:/etc/prometheus/prometheus.yml:ro
       - ./examples/observe/alerts.yml:/etc/prometheus/alerts.yml:ro
       - monitor-certs:/certs:ro
       - prometheus:/prometheus

@@ -6,7 +6,7 @@ n  workers, of which the last ones may be Byzantine, as in `RunConfig`
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal, TypeAlias
 
@@ -14,6 +14,7 @@ from varangian.config import RunConfig
 from varangian.config.overrides import PREFIX
 from varangian.config.settings import groups
 from varangian.config.yaml_text import dump, dump_line
+from varangian.protos.identity.bundle import CA, CERTIFICATE, KEY, METRICS_TOKEN
 from varangian.registry import join
 
 TaskRole: TypeAlias = Literal["certs", "server", "worker", "byzantine"]
@@ -46,6 +47,8 @@ class Places:
     bind: str = "0.0.0.0"
     server: str = "server"
     """The host name that workers reach the server under, which its certificate has, too."""
+    metrics_token: str = f"/certs/server/{METRICS_TOKEN}"
+    """The file of the server with the token that opens the metrics port."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -138,7 +141,7 @@ class Plan:
         return (*self.of("worker"), *self.of("byzantine"))
 
 
-BUNDLE = ("ca.pem", "cert.pem", "key.pem")
+BUNDLE = (CA, CERTIFICATE, KEY)
 """The files of a worker's bundle."""
 SERVER_BUNDLE = (*BUNDLE, "revoked")
 
@@ -166,6 +169,9 @@ def make_plan(
     }
     beat = [] if places.worker_heartbeat is None else [f"worker.heartbeat={places.worker_heartbeat}"]
     attack = {} if config.byzantine.attack is None else {f"{PREFIX}BYZANTINE__ATTACK": attack_text(config)}
+    token = list[Credentials]()
+    if has_token(config):
+        token.append(Credentials("server", places.metrics_token.rpartition("/")[0], (METRICS_TOKEN,)))
     certs = Task(
         role="certs",
         index=0,
@@ -185,7 +191,7 @@ def make_plan(
         ),
         environment=common,
         files=(RUN,),
-        secrets=(Credentials("server/server", f"{places.certs}/server", SERVER_BUNDLE),),
+        secrets=(Credentials("server/server", f"{places.certs}/server", SERVER_BUNDLE), *token),
         resources=server,
         ports=_ports(config, port),
     )
@@ -229,9 +235,17 @@ def metrics_port(config: RunConfig) -> int | None:
     return METRICS_PORT if config.server.metrics_port == 0 else config.server.metrics_port
 
 
-def _metrics(config: RunConfig, places: Places) -> tuple[str, str]:
-    """The server of a task shows metrics beyond its machine, to whoever has a certificate for it."""
-    return f"server.metrics_port={metrics_port(config)}", f"server.metrics_host={places.bind}"
+def has_token(config: RunConfig) -> bool:
+    """Whether the server is given the token of the metrics port that `varangian certs cluster` makes."""
+    return config.server.metrics_port is not None and config.server.metrics_token is None
+
+
+def _metrics(config: RunConfig, places: Places) -> Iterator[str]:
+    """The server of a task shows metrics beyond its machine, to whoever proves that it may look."""
+    yield f"server.metrics_port={metrics_port(config)}"
+    yield f"server.metrics_host={places.bind}"
+    if has_token(config):
+        yield f"server.metrics_token={places.metrics_token}"
 
 
 def _ports(config: RunConfig, port: int) -> tuple[Port, ...]:

@@ -12,13 +12,21 @@ from collections.abc import Sequence
 
 from varangian.config import RunConfig
 from varangian.deploy.emitter import File, Options, comment
-from varangian.deploy.plan import RUN, Places, Plan, Task
+from varangian.deploy.plan import RUN, Places, Plan, Task, has_token, metrics_port
+from varangian.protos.identity.bundle import CA, METRICS_TOKEN
 from varangian.registry import ConfigError, Problem
 
 JOB, README = "job.sh", "README.md"
 HOST = "HOST"
 """Stands for the name of the first node in the words of commands, which only the job knows."""
-PLACES = Places(config=RUN, certs="certs", runs="runs", state="state", server=HOST)
+PLACES = Places(
+    config=RUN,
+    certs="certs",
+    runs="runs",
+    state="state",
+    server=HOST,
+    metrics_token=f"certs/server/{METRICS_TOKEN}",
+)
 HEARTBEAT, DATA_PORT = "server.heartbeat=", "VARANGIAN__SERVER__DATA_PORT"
 KILL_WAIT = 30
 """Seconds that Slurm gives a step to end, unless its administrator has set another KillWait."""
@@ -37,7 +45,7 @@ def render(config: RunConfig, options: Options) -> Sequence[File]:
     return [
         File(RUN, plan.files[RUN]),
         File(JOB, job(config, plan, options), mode=0o755),
-        File(README, readme(plan, options)),
+        File(README, readme(config, plan, options)),
     ]
 
 
@@ -232,11 +240,21 @@ exit "$status"
 """
 
 
-def readme(plan: Plan, options: Options) -> str:
+def readme(config: RunConfig, plan: Plan, options: Options) -> str:
     """What a person needs to know."""
     return _README.format(
-        name=options.name, made=options.made_by, workers=len(plan.workers), tasks=len(plan.workers) + 1
+        name=options.name,
+        made=options.made_by,
+        workers=len(plan.workers),
+        tasks=len(plan.workers) + 1,
+        metrics=_METRICS.format(port=metrics_port(config)) if has_token(config) else "",
     )
+
+
+_METRICS = f"""\
+- Metrics and the page are at `https://NODE:{{port}}`, the first node of the job, for whoever has the token
+  in `certs/monitor/{METRICS_TOKEN}`; `certs/monitor/{CA}` is the authority of its certificate.
+"""
 
 
 _README = """\
@@ -257,5 +275,5 @@ varangian report runs
 - When its time is nearly up the server keeps its state, and the job is queued again, until the run is over.
 - `certs` has the credentials, which the job makes. All tasks run under your account, so whoever gets into
   one can read the keys of the others: workers that you do not trust belong under accounts of their own.
-- Logs: `logs/server.log`, `logs/honest-0.log` and so on, and `{name}-JOB.log` of the script.
+{metrics}- Logs: `logs/server.log`, `logs/honest-0.log` and so on, and `{name}-JOB.log` of the script.
 """

@@ -11,11 +11,13 @@ from collections.abc import Iterator, Sequence
 
 from varangian.config import RunConfig
 from varangian.config.yaml_text import dump_line
-from varangian.deploy.compose import PLACES, literal, memory
+from varangian.deploy.compose import literal, memory
 from varangian.deploy.emitter import File, Options, comment
-from varangian.deploy.plan import RUN, Plan, Task
+from varangian.deploy.plan import RUN, Places, Plan, Task, has_token, metrics_port
+from varangian.protos.identity.bundle import CA, CERTIFICATE, KEY, METRICS_TOKEN
 
 FILE = "stack.yaml"
+PLACES = Places(worker_heartbeat="/tmp/working")
 CERTS = "certs"
 """The folder beside the stack that `varangian certs cluster` fills."""
 PLAIN = re.compile(r"[a-z0-9]([a-z0-9-]{0,30}[a-z0-9])?")
@@ -23,7 +25,7 @@ PLAIN = re.compile(r"[a-z0-9]([a-z0-9-]{0,30}[a-z0-9])?")
 OWNER = 'uid: "10001", gid: "10001", mode: 0400'
 """The user of the image, who alone may read a secret."""
 CONFIG = f"{{source: run, target: {PLACES.config}, mode: 0444}}"
-FILES = {"cert.pem": "cert", "key.pem": "key"}
+FILES = {CERTIFICATE: "cert", KEY: "key"}
 """Files of a bundle that are secrets of one task, and the names of these secrets."""
 
 
@@ -36,7 +38,7 @@ def render(config: RunConfig, options: Options) -> Sequence[File]:
     )
     return [
         File(FILE, text),
-        File("README.md", _readme(plan, options)),
+        File("README.md", _readme(config, plan, options)),
         File(RUN, settings + plan.files[RUN]),
     ]
 
@@ -132,11 +134,14 @@ class _Stack:
         yield ""
 
     def secrets(self, task: Task) -> Iterator[str]:
-        (bundle,) = task.secrets
+        bundle, *others = task.secrets
         yield "    secrets:"
-        yield f"      - {{source: ca, target: {bundle.target}/ca.pem, {OWNER}}}"
+        yield f"      - {{source: ca, target: {bundle.target}/{CA}, {OWNER}}}"
         for file, what in FILES.items():
             yield f"      - {{source: {service(task)}-{what}, target: {bundle.target}/{file}, {OWNER}}}"
+        for other in others:
+            for file in other.files:
+                yield f"      - {{source: {file}, target: {other.target}/{file}, {OWNER}}}"
 
     def healthcheck(self, file: str, indent: str, interval: str) -> Iterator[str]:
         yield f"{indent}healthcheck:"
@@ -171,9 +176,12 @@ class _Stack:
         yield f"  revoked: {{file: ./{CERTS}/server/server/revoked, name: {self.named('revoked')}}}"
         yield ""
         yield "secrets:"
-        yield f"  ca: {{file: ./{CERTS}/server/server/ca.pem, name: {self.named('ca')}}}"
+        yield f"  ca: {{file: ./{CERTS}/server/server/{CA}, name: {self.named('ca')}}}"
         for task in (self.plan.server, *self.plan.workers):
-            (bundle,) = task.secrets
+            bundle, *others = task.secrets
+            for other in others:
+                for file in other.files:
+                    yield f"  {file}: {{file: ./{CERTS}/{other.source}/{file}, name: {self.named(file)}}}"
             for file, what in FILES.items():
                 name = f"{service(task)}-{what}"
                 yield f"  {name}: {{file: ./{CERTS}/{bundle.source}/{file}, name: {self.named(name)}}}"
@@ -188,7 +196,7 @@ def _quoted(text: str) -> str:
     return f'"{escaped}"'
 
 
-def _readme(plan: Plan, options: Options) -> str:
+def _readme(config: RunConfig, plan: Plan, options: Options) -> str:
     digest = "" if "@sha256:" in options.image else BY_TAG
     return README.format(
         name=options.name,
@@ -198,6 +206,7 @@ def _readme(plan: Plan, options: Options) -> str:
         server=plan.places.server,
         file=FILE,
         digest=digest,
+        metrics=METRICS.format(port=metrics_port(config), name=options.name) if has_token(config) else "",
     )
 
 
@@ -221,6 +230,11 @@ another machine its momentum begins anew.
 A swarm changes no secret: after `varangian certs` has made or revoked some, or {run} was changed, deploy
 with `VERSION=2 docker stack deploy ...`, then 3, and so on. `{certs}/authority` can make anybody a member:
 no task sees it, and you may take it away from this machine once the stack runs.
+{metrics}"""
+METRICS = f"""
+Metrics and the page are at `https://server:{{port}}` in the network `{{name}}_cluster`, which a service of
+another stack can join, for whoever has the secret `{{name}}-{METRICS_TOKEN}-1`; with `{{name}}-ca-1` it
+checks who answers.
 """
 BY_TAG = """
 The image is named by a tag, which may change: make these files again with `--image NAME@sha256:...`.

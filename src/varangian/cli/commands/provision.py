@@ -25,14 +25,12 @@ from varangian.cli.tokens import read_or_make_secret, write_tokens
 from varangian.config import load
 from varangian.files import write_atomically
 from varangian.pki.authority import PRIVATE, SERVER, Authority
-from varangian.protos.identity.bundle import CA, Bundle, BundleError, Role
+from varangian.protos.identity.bundle import CA, METRICS_TOKEN, Bundle, BundleError, Role
 from varangian.protos.identity.revocation import fingerprint
 
 DAYS, AUTHORITY_DAYS = 30.0, 1825.0
 BETWEEN = re.compile(r"[\s,]+")
 """Separators of hosts."""
-METRICS_TOKEN = "metrics-token"
-"""The file of the token, at the server and at whoever collects metrics."""
 
 
 def command(args: argparse.Namespace) -> int:

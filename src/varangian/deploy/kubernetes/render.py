@@ -3,7 +3,9 @@
 base/                 the run, for `kubectl apply -k`
 base/credentials/     filled by `varangian certs cluster`; kustomize makes Secrets of it
 overlays/jobset/      the same with one JobSet in the place of Jobs
+overlays/states/      the same with what workers remember on a volume, by way of components/states/
 results.yaml          a pod that shows the volume with the run folders
+monitor.yaml          with a metrics port: what has its metrics collected
 """
 
 from __future__ import annotations
@@ -16,7 +18,7 @@ from typing import Literal
 
 from varangian.config import RunConfig
 from varangian.deploy.emitter import File, Options, comment
-from varangian.deploy.kubernetes import job_set, objects
+from varangian.deploy.kubernetes import job_set, objects, states
 from varangian.deploy.kubernetes.pods import (
     claim_name,
     config_name,
@@ -26,12 +28,14 @@ from varangian.deploy.kubernetes.pods import (
     unprivileged,
 )
 from varangian.deploy.kubernetes.yaml import Object, documents, dump
-from varangian.deploy.plan import RUN, Places, Plan, Task, TaskRole
-from varangian.protos.identity.bundle import CA
+from varangian.deploy.plan import RUN, Places, Plan, Task, TaskRole, has_token
+from varangian.protos.identity.bundle import CA, METRICS_TOKEN
 from varangian.registry import ConfigError, Problem
 
 KUSTOMIZE = {"apiVersion": "kustomize.config.k8s.io/v1beta1", "kind": "Kustomization"}
 CREDENTIALS = "credentials"
+MONITOR = (CA, METRICS_TOKEN)
+"""Files of whoever collects metrics: to know the server by, and to be let in."""
 MOST = 600
 """Workers of one role: their bundles, 1.3 KB each, are one Secret, which has at most 1 MiB."""
 
@@ -53,7 +57,7 @@ def render(config: RunConfig, options: Options) -> Sequence[File]:
             raise ConfigError([Problem("workers", rule, len(plan.of(role)), hint)])
     return [
         File("README.md", readme(plan, options, config.f)),
-        File("base/kustomization.yaml", _head(options, *BASE) + dump(_base(plan, options))),
+        File("base/kustomization.yaml", _head(options, *BASE) + dump(_base(config, plan, options))),
         File(
             f"base/{RUN}",
             _head(options, "The settings of the run, for all of its programs.") + plan.files[RUN],
@@ -80,7 +84,9 @@ def render(config: RunConfig, options: Options) -> Sequence[File]:
             _head(options, "Where in a JobSet the names of ConfigMaps stand.") + dump(job_set.references()),
         ),
         File("overlays/jobset/jobset.yaml", _job_set(plan, options, config.f)),
+        *_states(plan, options),
         File("results.yaml", _results(plan, options)),
+        *([File("monitor.yaml", _monitor(plan, options))] if has_token(config) else ()),
     ]
 
 
@@ -104,16 +110,24 @@ def _head(options: Options, *paragraphs: str) -> str:
     return said(*paragraphs, f"  Made by: {options.made_by}")
 
 
-def _base(plan: Plan, options: Options) -> Object:
+def _base(config: RunConfig, plan: Plan, options: Options) -> Object:
     name = options.name
     roles: list[TaskRole] = [role for role in objects.WORKER_ROLES if plan.of(role)]
     resources = ["server.yaml", *map(_file, roles), "network.yaml", "disruption.yaml"]
-    server = plan.server.secrets[0]
     secrets = [
         _secret(
-            secret_name(name, "server"), [f"{file}={_source(plan.server, file)}" for file in server.files]
+            secret_name(name, "server"),
+            [
+                f"{file}={CREDENTIALS}/{each.source}/{file}"
+                for each in plan.server.secrets
+                for file in each.files
+            ],
         )
     ]
+    if has_token(config):
+        secrets.append(
+            _secret(f"{name}-monitor", [f"{file}={CREDENTIALS}/monitor/{file}" for file in MONITOR])
+        )
     for role in roles:
         tasks = plan.of(role)
         files = [f"{CA}={_source(tasks[0], CA)}"]
@@ -190,7 +204,8 @@ def _workers(plan: Plan, options: Options, role: Literal["worker", "byzantine"],
         f"The {what} workers: pod i of an Indexed Job is worker i of its kind, also after it was replaced: "
         f"{names}.",
         "A container that crashes is started again in its pod, where the volume `state` still has what the "
-        "worker remembers, as its momentum. A worker whose pod had to move joins again without it. The Job "
+        "worker remembers, as its momentum. A worker whose pod had to move joins again without it, but "
+        "with overlays/states. The Job "
         "ends when all but f workers say that the run is over: those that hang or fail hold nobody up.",
         "A pod sees the key of one worker: the files of its bundle are mounted by the index of the pod.",
     )
@@ -229,6 +244,26 @@ def _job_set(plan: Plan, options: Options, f: int) -> str:
     return head + dump(job_set.job_set(plan, options.name, f))
 
 
+def _states(plan: Plan, options: Options) -> list[File]:
+    """The component that keeps what workers remember, and the base with it."""
+    why = _head(
+        options,
+        "What workers remember, as their momentum, on one volume for all of them, in a folder for each: a "
+        "worker whose pod had to move goes on as one whose container has crashed. The volume must be one "
+        "that pods on any node can write to (ReadWriteMany) and that knows fsGroup; add a storageClassName "
+        "to claim.yaml, as your cluster has them.",
+    )
+    use = _head(options, "The base, with what workers remember on a volume.")
+    return [
+        File(f"{states.FOLDER}/kustomization.yaml", why + dump(states.component(plan, options.name))),
+        File(
+            f"{states.FOLDER}/claim.yaml",
+            _head(options, "The volume for what workers remember.") + dump(states.claim(options.name)),
+        ),
+        File("overlays/states/kustomization.yaml", use + dump(states.overlay())),
+    ]
+
+
 def _results(plan: Plan, options: Options) -> str:
     name = f"{options.name}-results"
     head = _head(
@@ -263,6 +298,32 @@ def _results(plan: Plan, options: Options) -> str:
     return head + dump(pod)
 
 
+def _monitor(plan: Plan, options: Options) -> str:
+    name = options.name
+    head = _head(
+        options,
+        "For a cluster with the operator of Prometheus: `kubectl apply -f monitor.yaml` has the metrics of "
+        f"the run collected. The Secret {name}-monitor has the token, and the authority of the server.",
+    )
+    endpoint = {
+        "port": "metrics",
+        "scheme": "https",
+        "interval": "5s",
+        "authorization": {"credentials": {"name": f"{name}-monitor", "key": METRICS_TOKEN}},
+        "tlsConfig": {
+            "ca": {"secret": {"name": f"{name}-monitor", "key": CA}},
+            "serverName": plan.places.server,
+        },
+    }
+    found = {
+        "apiVersion": "monitoring.coreos.com/v1",
+        "kind": "ServiceMonitor",
+        "metadata": objects.metadata(name, name),
+        "spec": {"selector": {"matchLabels": labels(name, "server")}, "endpoints": [endpoint]},
+    }
+    return head + dump(found)
+
+
 def certs_command(plan: Plan) -> str:
     """The command that makes the certificates, in the folder of the deployment."""
     at = dataclasses.replace(plan.places, certs=f"base/{CREDENTIALS}", config=f"base/{RUN}")
@@ -292,6 +353,10 @@ makes Secrets of the certificates. `base/credentials/authority` stays here: it c
 
 Where JobSet is installed, `kubectl apply -k overlays/jobset` in the place of the second command starts the
 run as one set, which also ends as one: `kubectl logs --follow job/{name}-server-0`.
+
+Where pods on several nodes can write to one volume (`ReadWriteMany`), `kubectl apply -k overlays/states`
+keeps there what workers remember, so that one that moves to another node goes on with its momentum.
+Together with JobSet: add `components: [../../{states.FOLDER}]` to `overlays/jobset/kustomization.yaml`.
 
 The image has to be where the nodes find it: `images` in `base/kustomization.yaml` names it, and the same in
 the overlay; best by digest. All of this is made for Kubernetes 1.31 and later, is admitted where Pod
