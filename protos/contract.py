@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 from math import inf
 
 from varangian.protos import ps_pb2
-from varangian.protos.encoding import FLOAT32, WIRE, Dtype, check_digest
+from varangian.protos.encoding import FLOAT32, WIRE, Dtype, Encoding, check_digest
 from varangian.protos.errors import Refused
 from varangian.protos.layout import DIGEST_BYTES, Layout
 from varangian.protos.messages import PROTOCOL, ROUND_LIMIT
@@ -76,11 +76,18 @@ class Contract:
     """The number of classes of the samples, for workers whose own data has fewer."""
     terms: Terms = field(default_factory=Terms)
     """What else workers should know of the run."""
+    exact: int = 0
+    """How many numbers at the end of a vector are float32 whatever `dtype` says: its buffers."""
+
+    @property
+    def encoding(self) -> Encoding:
+        """The places of the numbers in a payload."""
+        return Encoding(self.layout.numel, self.dtype, self.exact)
 
     @property
     def size(self) -> int:
         """Bytes of a payload."""
-        return self.layout.numel * WIRE[self.dtype][1].itemsize
+        return self.encoding.size
 
     def manifest(self, round: int, content_digest: bytes) -> ps_pb2.Manifest:
         return ps_pb2.Manifest(
@@ -88,7 +95,7 @@ class Contract:
             run_id=self.run_id,
             round=round,
             layout_digest=self.layout.digest,
-            dtype=WIRE[self.dtype][0],
+            dtype=WIRE[self.dtype],
             numel=self.layout.numel,
             content_digest=content_digest,
         )
@@ -110,7 +117,7 @@ class Contract:
             raise Refused(Refusal.LAYOUT, f"Found layout {theirs} where this run has {ours}.")
         if manifest.sequence != 0:
             raise Refused(Refusal.SEQUENCE, f"Found {manifest.sequence}.")
-        if manifest.dtype != WIRE[self.dtype][0]:
+        if manifest.dtype != WIRE[self.dtype]:
             raise Refused(Refusal.DTYPE, f"Found type number {manifest.dtype} in place of {self.dtype}.")
         if manifest.numel != self.layout.numel:
             raise Refused(
@@ -136,10 +143,17 @@ def check_round(found: int) -> None:
 
 def check_dtype(found: int) -> Dtype:
     """The name of the number type that a server asks for."""
-    for name, (number, _) in WIRE.items():
+    for name, number in WIRE.items():
         if found == number:
             return name
     raise Refused(Refusal.DTYPE, f"The server asks for type number {found}; is it newer than this worker?")
+
+
+def check_exact(found: int, numel: int) -> int:
+    """Refuse more buffers of a server than the vectors of the run have numbers."""
+    if found > numel:
+        raise Refused(Refusal.MALFORMED, f"Found {found} buffers among the {numel} numbers of a vector.")
+    return found
 
 
 def check_run(run_id: str, found: str) -> None:

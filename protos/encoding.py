@@ -1,26 +1,40 @@
-"""Encoding of vectors: number types on the wire, a vector as bytes, and the digest of a payload."""
+"""Encoding of vectors: number types on the wire, where numbers lie in a payload, and its digest."""
 
 from __future__ import annotations
 
+import json
 import sys
+from dataclasses import dataclass
+from hashlib import blake2b
 from typing import Final, Literal, TypeAlias
 
+import numpy as np
 import torch
 import xxhash
 from torch import Tensor
 
 from varangian.protos import ps_pb2
 from varangian.protos.errors import Refused
+from varangian.protos.int8_blocks import BLOCK, BLOCK_BYTES, block_bytes, decode_blocks, encode_blocks
 from varangian.protos.layout import DIGEST_BYTES
 from varangian.protos.refusals import Refusal
 
-Dtype: TypeAlias = Literal["float32", "bfloat16"]
+RowDtype: TypeAlias = Literal["float32", "bfloat16"]
+"""Type of numbers that lie one after the other, as in the rows of a server."""
+Dtype: TypeAlias = Literal["float32", "bfloat16", "int8"]
 """Type of the numbers in a push. Those of a pull are always float32."""
 FLOAT32: Final = "float32"
-WIRE: dict[Dtype, tuple[ps_pb2.Dtype, torch.dtype]] = {
-    "float32": (ps_pb2.DTYPE_FLOAT32, torch.float32),
-    "bfloat16": (ps_pb2.DTYPE_BFLOAT16, torch.bfloat16),
+WIRE: dict[Dtype, ps_pb2.Dtype] = {
+    "float32": ps_pb2.DTYPE_FLOAT32,
+    "bfloat16": ps_pb2.DTYPE_BFLOAT16,
+    "int8": ps_pb2.DTYPE_INT8,
 }
+"""The numbers of the types in messages."""
+TORCH: dict[RowDtype, torch.dtype] = {"float32": torch.float32, "bfloat16": torch.bfloat16}
+UNITS: dict[Dtype, tuple[int, int]] = {"float32": (4, 1), "bfloat16": (2, 1), "int8": (BLOCK_BYTES, BLOCK)}
+"""Bytes that are read together, and how many numbers they are."""
+EXACT: Final = 4
+"""Bytes of a number that is not rounded."""
 
 if sys.byteorder != "little":
     raise ImportError("Varangian sends float32 as it lies in memory and needs a little-endian machine")
@@ -40,10 +54,107 @@ def check_digest(found: bytes) -> None:
         raise Refused(Refusal.DIGEST_SIZE, f"Found {len(found)} bytes.")
 
 
-def encode_vector(vector: Tensor, dtype: Dtype = FLOAT32) -> memoryview:
+def encode_vector(vector: Tensor, dtype: RowDtype = FLOAT32) -> memoryview:
     """The bytes of a vector, little-endian; shares its memory when it is written so already.
 
     A rounding to bfloat16 goes to the nearest, ties to even.
     """
-    flat = vector.detach().to("cpu", WIRE[dtype][1]).contiguous()
+    flat = vector.detach().to("cpu", TORCH[dtype]).contiguous()
     return flat.view(torch.uint8).numpy().data
+
+
+def rounding_seed(worker: str, round: int) -> int:
+    """The seed of a worker's roundings in a round: the same vector has the same bytes again."""
+    text = json.dumps(["wire", worker, round])
+    return int.from_bytes(blake2b(text.encode(), digest_size=8).digest(), "little")
+
+
+@dataclass(frozen=True)
+class Encoding:
+    """The places of the numbers of a vector in its payload.
+
+    First those that are written in the type of the wire, in units: a number of float32 or bfloat16, a
+    block of int8. Then those that are not rounded, in float32. A unit is read and written as a whole.
+    """
+
+    numel: int
+    """How many numbers."""
+    dtype: Dtype = FLOAT32
+    exact: int = 0
+    """How many of them, the last ones, are float32 whatever the type of the wire is."""
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.exact <= self.numel:
+            raise ValueError(f"`exact` should be at most {self.numel} numbers. Found {self.exact}.")
+
+    @property
+    def rounded(self) -> int:
+        """How many numbers are written in the type of the wire: the first ones."""
+        return self.numel - self.exact
+
+    @property
+    def plain(self) -> RowDtype | None:
+        """The type of all numbers, where they lie one after the other; None where they do not."""
+        return None if self.dtype == "int8" or (self.exact and self.dtype != FLOAT32) else self.dtype
+
+    @property
+    def size(self) -> int:
+        """Bytes of a payload."""
+        return self.offset(self.numel)
+
+    def offset(self, column: int) -> int:
+        """The byte where a unit begins, from its first column; or where the payload ends."""
+        width, columns = UNITS[self.dtype]
+        before = min(column, self.rounded)
+        if columns == 1:
+            return before * width + (column - before) * EXACT
+        return block_bytes(before) + (column - before) * EXACT
+
+    def columns(self, at: int) -> int:
+        """The number of columns whose units end at this byte or before it."""
+        width, columns = UNITS[self.dtype]
+        end = self.offset(self.rounded)
+        if at >= end:
+            return self.rounded + (at - end) // EXACT
+        return at // width * columns
+
+    def reached(self, at: int) -> int:
+        """The number of columns whose units begin before this byte."""
+        width, columns = UNITS[self.dtype]
+        end = self.offset(self.rounded)
+        if at > end:
+            return self.rounded + -(-(at - end) // EXACT)
+        return min(-(-at // width) * columns, self.rounded)
+
+    def whole(self, column: int) -> int:
+        """The last column up to this one where a unit begins, or the vector ends."""
+        return column if column >= self.rounded else column - column % UNITS[self.dtype][1]
+
+    def encode(self, numbers: Tensor, seed: int) -> memoryview:
+        """The payload of a vector (numel,); `seed` is of its roundings."""
+        if numbers.numel() != self.numel:
+            raise ValueError(f"A vector should have {self.numel} numbers. Found {numbers.numel()}.")
+        if self.plain is not None:
+            return encode_vector(numbers, self.plain)
+        flat = numbers.detach().to("cpu", torch.float32).contiguous()
+        payload = np.empty(self.size, np.uint8)
+        end = self.offset(self.rounded)
+        if self.dtype == "int8":
+            encode_blocks(flat[: self.rounded].numpy(), 0, seed, payload[:end])
+        else:
+            payload[:end] = np.frombuffer(encode_vector(flat[: self.rounded], self.dtype), np.uint8)
+        payload[end:] = np.frombuffer(encode_vector(flat[self.rounded :]), np.uint8)
+        return payload.data
+
+    def decode(self, payload: bytes | memoryview) -> Tensor:
+        """The vector (numel,) of a payload, in float32; what is not finite there is not finite here."""
+        numbers = torch.empty(self.numel)
+        end = self.offset(self.rounded)
+        first, last = memoryview(payload)[:end], memoryview(payload)[end:]
+        if self.dtype == "int8":
+            decode_blocks(first, numbers[: self.rounded].numpy())
+        else:
+            found = torch.from_numpy(np.frombuffer(first, np.int32 if self.dtype == FLOAT32 else np.int16).copy())
+            numbers[: self.rounded] = found.view(TORCH[self.dtype])
+        numbers[self.rounded :] = torch.from_numpy(np.frombuffer(last, np.float32).copy())
+        return numbers

@@ -59,6 +59,7 @@ async def serve(
     ready: Callable[[str], None],
     stop: asyncio.Event,
     dtype: Dtype = FLOAT32,
+    exact: int = 0,
     limits: Limits = DEFAULT_LIMITS,
     security: Security | None = None,
     data_port: int | None = 0,
@@ -88,6 +89,7 @@ async def serve(
         ready: called once with `host:port`, when workers can connect.
         stop: ends the run after the round in hand.
         dtype: how workers write the numbers that they push.
+        exact: how many of them, the last ones, they write as float32 in any case.
         limits: of what a caller may cost.
         security: for TLS.
         data_port: for payloads beside gRPC; None leaves them in the calls.
@@ -133,7 +135,9 @@ async def serve(
                 enrolment.listening(host, sessions, limits, refusals, lambda: coordinator.round)
             )
         leaving = partial(_stops_early, coordinator, stop, for_good) if returns else bool
-        contract = Contract(run_id, layout, dtype, common or SharedSettings(), classes, terms or Terms())
+        contract = Contract(
+            run_id, layout, dtype, common or SharedSettings(), classes, terms or Terms(), exact
+        )
         service = Service(
             coordinator,
             sessions,

@@ -27,7 +27,7 @@ from varangian.protos.chunks import encode_chunk, encode_inline
 from varangian.protos.data_channel.associated_data import AssociatedData
 from varangian.protos.data_channel.connection import DataConnectionError
 from varangian.protos.data_channel.encrypted_stream import EncryptedStream
-from varangian.protos.encoding import WIRE, encode_vector, payload_digest
+from varangian.protos.encoding import WIRE, Encoding, payload_digest, rounding_seed
 from varangian.protos.errors import Refused
 from varangian.protos.layout import Layout
 from varangian.protos.messages import MANIFEST_LIMIT, PROTOCOL, decode_message
@@ -127,12 +127,14 @@ class MisbehavingClient(Client):
 
     def prepare(self, round: int, vector: Tensor) -> Push:
         """The push that an honest worker would send."""
-        payload = bytes(encode_vector(vector, self._sends))
+        numel = vector.numel()
+        encoding = Encoding(numel, self._sends.dtype, min(self._sends.exact, numel))
+        payload = bytes(encoding.encode(vector, rounding_seed(self.name, round)))
         return Push(
             round=round,
             payload=payload,
             numel=self._layout.numel,
-            dtype=WIRE[self._sends][0],
+            dtype=WIRE[self._sends.dtype],
             layout=self._layout.digest,
             digest=payload_digest(payload),
         )
@@ -289,7 +291,7 @@ class MisbehavingClient(Client):
         """
         if not shown.key:
             return payload
-        size = self._layout.numel * WIRE[self._sends][1].itemsize
+        size = self._sends.size
         transfer = AssociatedData.of("push", manifest, self.name, size)
         sealed = _Sealed()
         stream = EncryptedStream(cast("socket", sealed), shown.key, transfer.associated(), size)

@@ -10,7 +10,7 @@ from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, S
 from typing import ClassVar
 
 from varangian.aggregators import Aggregator
-from varangian.protos.encoding import Dtype
+from varangian.protos.encoding import Dtype, RowDtype
 from varangian.registry import Problem, Registry, join
 from varangian.server.protocol.events import Seconds, Worker
 from varangian.server.protocol.state import Selection
@@ -79,7 +79,7 @@ class Participation(ABC):
         """Problems on the machine of the server, as a folder that does not exist."""
         return iter(())
 
-    def vector_problems(self, aggregator: Aggregator, wire: Dtype, rows: Dtype) -> Iterator[Problem]:
+    def vector_problems(self, aggregator: Aggregator, wire: Dtype, rows: RowDtype) -> Iterator[Problem]:
         """Problems with this rule, or with the types in which vectors travel and are kept."""
         return iter(())
 
@@ -114,7 +114,7 @@ class Participation(ABC):
         """Vectors that can be on their way, or wait to be used, at once."""
         return n
 
-    def row_dtype(self, rows: Dtype) -> Dtype:
+    def row_dtype(self, rows: RowDtype) -> RowDtype:
         """The type in which vectors are kept until they are used, where `server.rows` is `rows`."""
         return rows
 

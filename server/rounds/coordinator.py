@@ -19,7 +19,14 @@ from typing import Any, TypeAlias
 from torch import Tensor
 
 from varangian.aggregators import AggregationError
-from varangian.protos.encoding import FLOAT32, Dtype, encode_vector, payload_digest
+from varangian.protos.encoding import (
+    FLOAT32,
+    Encoding,
+    RowDtype,
+    encode_vector,
+    payload_digest,
+    rounding_seed,
+)
 from varangian.protos.refusals import Refusal
 from varangian.protos.text import escape
 from varangian.server.observability.record import (
@@ -147,7 +154,7 @@ class Coordinator:
         clock: Clock = MONOTONIC,
         executor: Executor | None = None,
         threads: int = 1,
-        rows: Dtype = FLOAT32,
+        rows: RowDtype = FLOAT32,
         window: bool = False,
         row_source: RowSource | None = None,
         row_slots: int | None = None,
@@ -190,7 +197,7 @@ class Coordinator:
         """The last round whose rows were given to the rule, whatever came of it."""
         self._digests: dict[int, dict[Worker, str]] = {}
         """Of the vectors that count, by round, until the record of the round is made."""
-        self._row_dtype: Dtype = rows
+        self._row_dtype: RowDtype = rows
         self._row_workers = machine.policy.workers
         self.weights: dict[Worker, LastWeight] = {}
         """Of each worker of whom there was a row in an aggregate since this server has started."""
@@ -220,9 +227,12 @@ class Coordinator:
         self.pulls = Pulls(machine, weakly(self._handle), self._model, clock, places_last)
 
     async def offer(
-        self, worker: Worker, round: int, digest: bytes, dtype: Dtype = FLOAT32
+        self, worker: Worker, round: int, digest: bytes, encoding: Encoding | None = None
     ) -> Slot | Refusal:
-        """Begin an upload: a slot for the vector of the worker. `complete` or `release` it in the end."""
+        """Begin an upload: a slot for the vector of the worker. `complete` or `release` it in the end.
+
+        Without an encoding its numbers come as float32.
+        """
         if self._uploads is None:
             raise ValueError("Vectors that are used in place should be handed over.")
         if refusal := self._storage.lend(worker, round):
@@ -231,7 +241,8 @@ class Coordinator:
             return refusal
         if before := self._slots.get(worker):
             before.close()
-        slot = Slot(worker, round, digest, self._d, dtype, self._uploads, self._listener)
+        encoding = encoding or Encoding(self._d)
+        slot = Slot(worker, round, digest, encoding, self._uploads, self._listener)
         self._slots[worker] = slot
         slot.report_progress()
         return slot
@@ -248,18 +259,25 @@ class Coordinator:
         return self._count(slot.worker, slot.round, slot.digest, slot.finite)
 
     def hand_over(
-        self, worker: Worker, round: int, vector: Tensor, dtype: Dtype = FLOAT32
+        self, worker: Worker, round: int, vector: Tensor, encoding: Encoding | None = None
     ) -> Refusal | str | None:
         """Count a vector (d,) of a worker in this process: an upload from its offer to its end.
 
-        Numbers are rounded as on a wire of this type. Returns what `complete` does.
+        Numbers are rounded as on a wire with this encoding. Returns what `complete` does.
         """
         if self._handed is None:
             raise ValueError("Vectors that come through a window should be uploaded.")
         if refusal := self._storage.lend(worker, round):
             return refusal
-        # The record has the digests of what would be sent; those of a device would have to leave it.
-        digest = payload_digest(encode_vector(vector, dtype)) if vector.device.type == "cpu" else b""
+        encoding = encoding or Encoding(self._d)
+        dtype = encoding.plain
+        if dtype is not None:
+            # The record has the digests of what would be sent; those of a device would have to leave it.
+            digest = payload_digest(encode_vector(vector, dtype)) if vector.device.type == "cpu" else b""
+        else:
+            payload = encoding.encode(vector, rounding_seed(worker, round))
+            digest, vector = payload_digest(payload), encoding.decode(payload).to(vector.device)
+            dtype = FLOAT32
         if refusal := self._handle(Offer(worker, round, digest, self._now())):
             return refusal
         return self._count(worker, round, digest, self._handed.keep(worker, vector, dtype))
@@ -525,7 +543,7 @@ class Coordinator:
         finally:
             self._storage.release(held)
 
-    def _put_back(self, dtype: Dtype, worker: Worker, row: Tensor) -> None:
+    def _put_back(self, dtype: RowDtype, worker: Worker, row: Tensor) -> None:
         """Store a vector again that waits for the round that uses it."""
         assert self._handed is not None, "a window holds no vectors between rounds"
         self._storage.lend(worker, self.round)

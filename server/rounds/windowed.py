@@ -17,7 +17,7 @@ from torch import Tensor
 
 from varangian.aggregators import Aggregate, AggregationError
 from varangian.aggregators.streaming.stream import Stream, block_columns
-from varangian.protos.encoding import FLOAT32, Dtype
+from varangian.protos.encoding import FLOAT32, RowDtype
 from varangian.protos.refusals import Refusal
 from varangian.server.protocol.events import Close, Seconds, Worker
 from varangian.server.protocol.machine import Machine
@@ -90,7 +90,7 @@ class WindowedRounds:
         in_thread: InThread,
         clock: Clock,
         listener: WindowListener,
-        dtype: Dtype = FLOAT32,
+        dtype: RowDtype = FLOAT32,
     ) -> None:
         self._machine = machine
         self._learner = learner

@@ -9,12 +9,12 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from varangian.aggregators.kernels.ingress import store_numbers
 from varangian.protos.data_channel.transfer import BLOCK
-from varangian.protos.encoding import WIRE, Dtype
+from varangian.protos.encoding import FLOAT32, TORCH, Dtype, Encoding
 from varangian.protos.receiving import PayloadSink
 from varangian.protos.refusals import Refusal
 from varangian.server.protocol.events import Worker
+from varangian.server.rows.landing import store_columns
 from varangian.server.rows.storage import UploadStorage
 
 _buffers = threading.local()
@@ -60,8 +60,7 @@ class Slot:
         worker: whose.
         round: for which the vector is.
         digest: what its bytes should hash to; not checked here.
-        d: how many numbers.
-        dtype: how they come.
+        encoding: how its numbers come.
         storage: where they go.
         listener: the round that the vector is for.
     """
@@ -71,8 +70,7 @@ class Slot:
         worker: Worker,
         round: int,
         digest: bytes,
-        d: int,
-        dtype: Dtype,
+        encoding: Encoding,
         storage: UploadStorage,
         listener: SlotListener,
     ) -> None:
@@ -82,19 +80,17 @@ class Slot:
         self.finite = True
         """Whether all numbers that have landed are finite; those after one that is not are not kept."""
         self.closed = False
-        self._d = d
-        self._dtype: Dtype = dtype
-        self._width = WIRE[dtype][1].itemsize
+        self._encoding = encoding
         self._storage = storage
         self._listener = listener
-        self.sink = PayloadSink(d * self._width, self._memory, self._landed)
+        self.sink = PayloadSink(encoding.size, self._memory, self._landed)
         """Takes the bytes of the payload."""
         self._row: tuple[int, memoryview] | None = None
         """Address and bytes of a row whose numbers are kept as they come."""
         self._target: tuple[Tensor, int, memoryview] | None = None
-        """Row, entry and memory of the next number, of which a part may be there; None if it is lost."""
+        """Row, entry and memory of the next unit, of which a part may be there; None if it is lost."""
         self._part = b""
-        """Of a number that has not come as a whole, where numbers have to be converted."""
+        """Of a unit that has not come as a whole, where numbers have to be converted."""
 
     @property
     def size(self) -> int:
@@ -104,7 +100,7 @@ class Slot:
     @property
     def columns(self) -> int:
         """The number of columns that have landed."""
-        return self.sink.passed // self._width
+        return self._encoding.columns(self.sink.passed)
 
     @property
     def full(self) -> bool:
@@ -118,17 +114,19 @@ class Slot:
 
     @property
     def free_bytes(self) -> int:
-        """Bytes that may come now; fewer than a number where there is no room."""
+        """Bytes that may come now; fewer than a unit where there is no room."""
         left = self.size - self.sink.passed
         if not self.finite:
             return left
-        columns = self._storage.free(self.worker, self.columns)
-        return min(left, columns * self._width - self.sink.passed % self._width)
+        end = self._encoding.whole(self.columns + self._storage.free(self.worker, self.columns))
+        return min(left, self._encoding.offset(end) - self.sink.passed)
 
     def has_room(self, size: int = 1) -> bool:
         """Whether so many bytes more, or all that are left, need not wait until rows are reduced."""
-        columns = min(self._d - self.columns, -(-size // self._width))
-        return not self.finite or columns <= self._storage.free(self.worker, self.columns)
+        if not self.finite:
+            return True
+        columns = self._encoding.reached(min(self.size, self.sink.passed + size)) - self.columns
+        return columns <= self._storage.free(self.worker, self.columns)
 
     async def put(self, data: bytes | memoryview) -> None:
         """The next bytes of the payload, wherever they are cut; never more than `size` in all.
@@ -158,13 +156,13 @@ class Slot:
         self.sink.check(0, data)
         self.check()
         row, entry, most = self._storage.place(self.worker, 0)
-        if most < self._d:
+        if most < self._encoding.numel:
             await self.put(data)
             self.sink.finish(digest)
             return
 
         def store(numbers: bytes | memoryview) -> None:
-            self.finite = store_numbers(numbers, entry, self._dtype, row)
+            self.finite = store_columns(numbers, self._encoding, 0, row, entry)
 
         self.sink.take_whole(data, digest, store)
         self.report_progress()
@@ -201,14 +199,20 @@ class Slot:
         self._target = None
         if not self.finite:
             return _thread_buffer()
-        column, part = divmod(at, self._width)
+        encoding = self._encoding
+        column = encoding.columns(at)
+        part = at - encoding.offset(column)
         row, entry, most = self._storage.place(self.worker, column)
-        if most < 1:  # while a thread was busy, the others have begun anew and taken the room away
+        segment = encoding.rounded if column < encoding.rounded else encoding.numel
+        size = encoding.offset(encoding.whole(min(column + most, segment))) - encoding.offset(column)
+        if size < 1:  # while a thread was busy, the others have begun anew and taken the room away
             raise Overtaken(Refusal.RESTARTED)
-        if row.dtype == WIRE[self._dtype][1]:
-            memory = self._bytes_of(row)[entry * self._width : (entry + most) * self._width]
+        dtype: Dtype = encoding.dtype if column < encoding.rounded else FLOAT32
+        if dtype != "int8" and row.dtype == TORCH[dtype]:
+            start = entry * row.element_size()
+            memory = self._bytes_of(row)[start : start + size]
         else:
-            memory = _thread_buffer()[: most * self._width]
+            memory = _thread_buffer()[:size]
             memory[:part] = self._part
         self._target = row, entry, memory
         return memory[part:]
@@ -217,11 +221,13 @@ class Slot:
         if self._target is None:
             return
         row, entry, memory = self._target
-        end = self.sink.passed % self._width + len(data)
-        whole = end - end % self._width
+        encoding, column = self._encoding, self.columns
+        begin = encoding.offset(column)
+        stop = self.sink.passed + len(data)
+        whole = encoding.offset(encoding.columns(stop)) - begin
         if whole:
-            self.finite = store_numbers(memory[:whole], entry, self._dtype, row)
-        self._part = bytes(memory[whole:end])
+            self.finite = store_columns(memory[:whole], encoding, column, row, entry)
+        self._part = bytes(memory[whole : stop - begin])
 
     def _bytes_of(self, row: Tensor) -> memoryview:
         if self._row is None or self._row[0] != row.data_ptr():

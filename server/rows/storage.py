@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from varangian.aggregators.kernels.ingress import store_vector
-from varangian.protos.encoding import FLOAT32, WIRE, Dtype
+from varangian.protos.encoding import FLOAT32, TORCH, RowDtype
 from varangian.protos.refusals import Refusal
 from varangian.server.protocol.events import Worker
 
@@ -59,7 +59,7 @@ class UploadStorage(RowStorage, Protocol):
 class HandedStorage(RowStorage, Protocol):
     """Storage of vectors of workers in this process, which hand them over as tensors."""
 
-    def keep(self, worker: Worker, vector: Tensor, dtype: Dtype, /) -> bool:
+    def keep(self, worker: Worker, vector: Tensor, dtype: RowDtype, /) -> bool:
         """Keep a vector (d,), rounded as on a wire of this type; returns whether all of it is finite.
 
         The worker must have a row: see `lend`.
@@ -77,7 +77,9 @@ class LentRows:
         needed: whether the vector of a worker is still on its way, waits to be used, or is being used.
     """
 
-    def __init__(self, count: int, d: int, dtype: Dtype, needed: Callable[[Worker], bool | None]) -> None:
+    def __init__(
+        self, count: int, d: int, dtype: RowDtype, needed: Callable[[Worker], bool | None]
+    ) -> None:
         self._d = d
         self._rows: tuple[Tensor, ...] = allocate_rows(count, d, dtype).unbind()
         self._needed = needed
@@ -116,8 +118,8 @@ class LentRows:
     def free(self, worker: Worker, column: int) -> int:
         return self._d - column
 
-    def keep(self, worker: Worker, vector: Tensor, dtype: Dtype) -> bool:
-        sent = vector.detach().to("cpu", WIRE[dtype][1]).contiguous()
+    def keep(self, worker: Worker, vector: Tensor, dtype: RowDtype) -> bool:
+        sent = vector.detach().to("cpu", TORCH[dtype]).contiguous()
         return store_vector(sent, self._rows[self._lent[worker]])
 
     def rows(self, workers: Iterable[Worker]) -> Mapping[Worker, Tensor]:
@@ -145,8 +147,8 @@ class RowsInPlace:
         dtype: how they are kept; the others are converted.
     """
 
-    def __init__(self, dtype: Dtype = FLOAT32) -> None:
-        self._dtype = WIRE[dtype][1]
+    def __init__(self, dtype: RowDtype = FLOAT32) -> None:
+        self._dtype = TORCH[dtype]
         self._rows: dict[Worker, Tensor] = {}
         self._held = set[Worker]()
 
@@ -157,8 +159,8 @@ class RowsInPlace:
     def lend(self, worker: Worker, round: int) -> Refusal | None:
         return Refusal.BUSY if worker in self._held else None
 
-    def keep(self, worker: Worker, vector: Tensor, dtype: Dtype) -> bool:
-        row = self._rows[worker] = vector.detach().to(WIRE[dtype][1]).to(self._dtype)
+    def keep(self, worker: Worker, vector: Tensor, dtype: RowDtype) -> bool:
+        row = self._rows[worker] = vector.detach().to(TORCH[dtype]).to(self._dtype)
         # A sum is not finite if any entry is not; nor is one that overflows.
         return math.isfinite(row.sum().item()) or bool(row.isfinite().all())
 
@@ -172,6 +174,6 @@ class RowsInPlace:
         self._held.difference_update(workers)
 
 
-def allocate_rows(count: int, columns: int, dtype: Dtype) -> Tensor:
+def allocate_rows(count: int, columns: int, dtype: RowDtype) -> Tensor:
     """Zeros, (count, columns), written to now: no round waits for the kernel to find the pages."""
-    return torch.zeros(count, columns, dtype=WIRE[dtype][1]).fill_(0)
+    return torch.zeros(count, columns, dtype=TORCH[dtype]).fill_(0)

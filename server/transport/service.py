@@ -193,7 +193,7 @@ class Service:
             round=self._coordinator.round,
             chunk_bytes=uploads.message_bytes(self._contract.size, len(self._sessions.names)),
             message_limit=MESSAGE_LIMIT,
-            dtype=WIRE[self._contract.dtype][0],
+            dtype=WIRE[self._contract.dtype],
             data_port=self._data_port,
             inline=self._inline,
             epoch=terms.epoch,
@@ -203,6 +203,7 @@ class Service:
             parent=terms.parent,
             momentum=terms.momentum,
             deadline=terms.deadline,
+            buffers=self._contract.exact,
         ).SerializeToString()
 
     @answer_refusals
@@ -293,7 +294,7 @@ class Service:
             push.worker, push.round = worker, manifest.round
             async with self._newest.call(worker):
                 slot = await self._coordinator.offer(
-                    worker, manifest.round, manifest.content_digest, self._contract.dtype
+                    worker, manifest.round, manifest.content_digest, self._contract.encoding
                 )
                 if slot is Refusal.DUPLICATE:
                     push.outcome = "duplicate"

@@ -106,7 +106,7 @@ def test_the_defaults_are_a_run_that_starts():
         ("byzantine.attack=sign_fip", "byzantine.attack", "Did you mean 'sign_flip'?"),
         ("byzantine.knows=everything", "byzantine.knows", "should be 'own', 'colluders' or 'all'"),
         ("evaluate.every=0", "evaluate.every", "should be greater than or equal to 1"),
-        ("wire.dtype=float16", "wire.dtype", "should be 'float32' or 'bfloat16'"),
+        ("wire.dtype=float16", "wire.dtype", "should be 'float32', 'bfloat16' or 'int8'"),
     ],
 )
 def test_one_mistake_is_one_problem_with_path_value_and_rule(override, path, said):

@@ -235,7 +235,6 @@ FOLLOWS = "byzantine={attack: alie, count: 2}; f=2"
             "aggregator.fedlaavg",
             "should be left out with `form: delta`",
         ),
-        (f"{DELTA}; f=0; wire.dtype=bfloat16", "wire.dtype", "float32 with aggregator.fedlaavg.form"),
         (f"{DELTA}; f=0; server.rows=bfloat16", "server.rows", "a sum never loses a rounding"),
         (
             "participation=async; server.memory=window; aggregator=median",

@@ -108,6 +108,28 @@ def no_child_is_left():
             *("model.mlp.hidden=8", "ema={decay: 0.9, reference_batch: 40}"),
         ],
         pytest.param(["aggregator=median", "wire.dtype=bfloat16"], marks=pytest.mark.exhaustive),
+        # Payloads in one message, and beside the calls under TLS with a row narrower than what comes.
+        pytest.param(
+            [
+                *("aggregator=nnm+krum", "wire.dtype=int8", "byzantine.attack=non_finite", "f=1"),
+                *("byzantine.count=1", "worker.per_process=2"),
+            ],
+            marks=pytest.mark.exhaustive,
+        ),
+        pytest.param(
+            [
+                *("aggregator=trimmed_mean", "wire.dtype=int8", "model.mlp.hidden=8000", "rounds=2"),
+                *("server.rows=bfloat16", "server.tls=true"),
+            ],
+            marks=pytest.mark.exhaustive,
+        ),
+        pytest.param(
+            [
+                *("aggregator=trimmed_mean", "wire.dtype=int8", "model.mlp.hidden=32000", "rounds=2"),
+                "server.memory=window",
+            ],
+            marks=pytest.mark.exhaustive,
+        ),
         pytest.param(
             [
                 *("workers=9", "f=2", "byzantine.attack=alie", "byzantine.count=2", "worker.local_steps=3"),

@@ -1,11 +1,13 @@
 """Properties of every sequence of bytes that reaches the codec. Shared by Hypothesis and atheris."""
 
+import numpy as np
 from google.protobuf.message import DecodeError
 
 from varangian.protos import ps_pb2
 from varangian.protos.chunks import decode_chunk, encode_chunk
 from varangian.protos.encoding import payload_digest
 from varangian.protos.errors import Refused
+from varangian.protos.int8_blocks import block_bytes, decode_blocks
 from varangian.protos.layout import Layout
 from varangian.protos.messages import (
     FIELD_LIMIT,
@@ -86,6 +88,14 @@ def assembly(data):
         assert row == payload
 
 
+def blocks(data):
+    """Bytes of int8 blocks are finite numbers or known not to be."""
+    count = len(data) - 4 * -(-len(data) // 260)
+    if count > 0 and block_bytes(count) == len(data):
+        numbers = np.empty(count, np.float32)
+        assert decode_blocks(data, numbers) == bool(np.isfinite(numbers).all())
+
+
 def _parses(kind, data):
     try:
         kind.FromString(data)
@@ -94,4 +104,4 @@ def _parses(kind, data):
     return True
 
 
-PROBES = (chunk, message, layout, assembly)
+PROBES = (chunk, message, layout, assembly, blocks)

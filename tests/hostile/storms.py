@@ -601,7 +601,7 @@ def _manifest(mark, round, digest=b""):
         run_id=mark.run,
         round=round,
         layout_digest=hashlib.blake2b(mark.layout.encode(), digest_size=DIGEST_BYTES).digest(),
-        dtype=WIRE[FLOAT32][0],
+        dtype=WIRE[FLOAT32],
         numel=mark.size // 4,
         content_digest=digest,
     )

@@ -35,9 +35,21 @@ def test_steps_of_its_own_bring_a_worker_further(carried_out):
     assert faster.digest != five.digest
 
 
+@pytest.mark.parametrize("wire", ["bfloat16", "int8"])
+def test_deltas_that_are_rounded_on_the_wire_end_where_others_do(carried_out, wire):
+    """What a rounding takes from one delta is part of the next: the distance does not grow with the rounds."""
+    settings = ["aggregator={fedlaavg: {participants: 2, form: delta}}", *HALVES]
+    exact, _, _ = carried_out(*settings)
+    rounded, _, _ = carried_out(*settings, f"wire.dtype={wire}")
+    moved = parameters(exact).std()
+    assert 0 < (parameters(rounded) - parameters(exact)).abs().max() < 0.05 * moved
+
+
 @pytest.mark.slow
-def test_deltas_count_once_over_the_wire(carried_out, small):
+@pytest.mark.parametrize("wire", ["float32", pytest.param("int8", marks=pytest.mark.exhaustive)])
+def test_deltas_count_once_over_the_wire(carried_out, small, wire):
     settings = [
+        f"wire.dtype={wire}",
         "aggregator={fedlaavg: {form: delta}}",
         "f=0",
         "worker.per_process=2",

@@ -10,8 +10,8 @@ from hypothesis import strategies as st
 from tests.refused import refused
 
 from varangian.protos import ps_pb2
-from varangian.protos.contract import Contract, Terms, check_dtype
-from varangian.protos.encoding import WIRE, encode_vector
+from varangian.protos.contract import Contract, Terms, check_dtype, check_exact
+from varangian.protos.encoding import WIRE
 from varangian.protos.errors import Refused
 from varangian.protos.layout import Layout
 from varangian.protos.messages import PROTOCOL
@@ -75,8 +75,14 @@ def test_a_manifest_passes_exactly_when_it_is_the_one_we_would_write(manifest):
 
 def test_a_payload_has_the_size_that_the_contract_says():
     for dtype in WIRE:
-        size = len(encode_vector(torch.zeros(LAYOUT.numel), dtype))
-        assert size == replace(CONTRACT, dtype=dtype).size
+        for exact in (0, 3, LAYOUT.numel):
+            contract = replace(CONTRACT, dtype=dtype, exact=exact)
+            assert len(contract.encoding.encode(torch.zeros(LAYOUT.numel), 0)) == contract.size
+
+
+def test_a_server_cannot_ask_for_more_buffers_than_there_are_numbers():
+    assert check_exact(LAYOUT.numel, LAYOUT.numel) == LAYOUT.numel
+    assert refused(check_exact, LAYOUT.numel + 1, LAYOUT.numel) is Refusal.MALFORMED
 
 
 def test_a_manifest_without_a_digest_is_for_payloads_that_are_sealed():

@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from varangian.protos.encoding import encode_vector, payload_digest
+from varangian.protos.encoding import WIRE, Encoding, encode_vector, payload_digest
 
 
 @pytest.mark.parametrize(
@@ -51,3 +51,59 @@ def test_the_digest_is_xxh3_128():
     # What `xxhsum -H2` prints for the three bytes "abc".
     assert payload_digest(b"abc").hex() == "06b05ab6733a618578af5f94892f3950"
     assert payload_digest(memoryview(bytearray(b"abc"))) == payload_digest(b"abc")
+
+
+ENCODINGS = [
+    Encoding(numel, dtype, exact)
+    for dtype in WIRE
+    for numel, exact in ((1, 0), (1, 1), (255, 0), (256, 3), (600, 0), (600, 88), (513, 1), (600, 600))
+]
+
+
+@pytest.mark.parametrize("encoding", ENCODINGS, ids=str)
+def test_places_of_units_are_those_of_the_bytes(encoding):
+    """The same as counting units one by one."""
+    units, column, at = [(0, 0)], 0, 0
+    while column < encoding.numel:
+        left = encoding.rounded - column
+        if left <= 0:
+            columns, width = 1, 4
+        elif encoding.dtype == "int8":
+            columns = min(256, left)
+            width = 4 + columns
+        else:
+            columns, width = 1, {"float32": 4, "bfloat16": 2}[encoding.dtype]
+        column, at = column + columns, at + width
+        units.append((column, at))
+    assert encoding.size == at
+    for column, at in units:
+        assert encoding.offset(column) == at
+        assert encoding.whole(column) == column
+    for byte in range(encoding.size + 1):
+        assert encoding.columns(byte) == max(column for column, at in units if at <= byte)
+        assert encoding.reached(byte) == min(column for column, at in units if at >= byte)
+    for any_column in range(encoding.numel):
+        assert encoding.whole(any_column) == max(column for column, _ in units if column <= any_column)
+
+
+@pytest.mark.parametrize("encoding", ENCODINGS, ids=str)
+def test_a_vector_comes_back_rounded_but_for_its_last_numbers(encoding):
+    vector = torch.randn(encoding.numel, generator=torch.Generator().manual_seed(1))
+    payload = encoding.encode(vector, 5)
+    assert len(payload) == encoding.size
+    assert bytes(payload) == bytes(encoding.encode(vector.clone(), 5))
+    back = encoding.decode(payload)
+    assert torch.equal(back[encoding.rounded :], vector[encoding.rounded :])
+    bound = {"float32": 0.0, "bfloat16": 2**-8, "int8": 1 / 127}[encoding.dtype]
+    assert (back - vector).abs().max() <= bound * vector.abs().max()
+
+
+def test_a_vector_has_as_many_numbers_as_its_encoding():
+    with pytest.raises(ValueError, match=r"should have 3 numbers. Found 2"):
+        Encoding(3).encode(torch.zeros(2), 0)
+    with pytest.raises(ValueError, match=r"at most 3 numbers. Found 4"):
+        Encoding(3, exact=4)
+
+
+def test_int8_takes_a_quarter_of_float32():
+    assert Encoding(1 << 20).size / Encoding(1 << 20, "int8").size == 1024 / 260

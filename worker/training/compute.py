@@ -136,7 +136,7 @@ class WorkerCompute:
         self._inner: InnerSteps | None = None
         if task.inner is not None:
             self._inner = InnerSteps(task.inner, task.local_steps, task.rounds, device)
-        self._deltas = DeltaEncoder()
+        self._deltas = DeltaEncoder(task.wire)
         self.hosted = task.workers
         """The workers whose vectors are asked for here; of others only attackers here compute some."""
         self._told_unpackable = False

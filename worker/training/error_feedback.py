@@ -2,13 +2,30 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeAlias
 
 import torch
 from torch import Tensor
 
+from varangian.protos.encoding import FLOAT32, Dtype, Encoding, rounding_seed
 from varangian.state_file import Tree
+
+Received: TypeAlias = Callable[[str, int, Tensor], Tensor]
+"""From a worker, a round and a delta to the delta (d,) float32 as the server reads it."""
+
+
+def as_received(dtype: Dtype) -> Received:
+    """Deltas as they are read from a wire of this type."""
+
+    def received(name: str, round: int, delta: Tensor) -> Tensor:
+        if dtype == FLOAT32:
+            return delta
+        encoding = Encoding(delta.numel(), dtype)
+        return encoding.decode(encoding.encode(delta, rounding_seed(name, round))).to(delta.device)
+
+    return received
 
 
 @dataclass
@@ -17,18 +34,23 @@ class Sent:
 
     round: int
     delta: Tensor
+    """As it was before it was rounded on the wire."""
     counted: bool = False
 
 
 class DeltaEncoder:
     """Encodes a worker's vector as its difference to what the server has, which keeps nothing but a sum.
 
-    The counted deltas of a worker are added up here as at the server, in float64. So what float32 rounds
-    away in one delta is part of the next, and the sum stays as near to the vectors as one rounding,
+    The counted deltas of a worker are added up here as at the server, in float64. So what a rounding takes
+    from one delta is part of the next, and the sum stays as near to the vectors as one rounding,
     however many rounds there are. It takes 12 bytes for each number and worker.
+
+    Args:
+        wire: the type in which deltas travel.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, wire: Dtype = FLOAT32) -> None:
+        self._received = as_received(wire)
         self._counted: dict[str, Tensor] = {}
         """float64: the sum of the deltas of each worker that were counted."""
         self._sent: dict[str, Sent] = {}
@@ -48,8 +70,8 @@ class DeltaEncoder:
         if sent is None or sent.round != round or sent.counted:
             return
         sent.counted = True
-        before = self._counted.get(name)
-        self._counted[name] = sent.delta.double() if before is None else before.add_(sent.delta)
+        before, delta = self._counted.get(name), self._received(name, round, sent.delta)
+        self._counted[name] = delta.double() if before is None else before.add_(delta)
 
     def round(self, name: str) -> int | None:
         """The round of the last delta of a worker."""

@@ -10,6 +10,7 @@ import torch
 import xxhash
 from torch import Tensor
 
+from varangian.protos.encoding import FLOAT32
 from varangian.protos.shared_settings import SharedSettings
 from varangian.registry import Registry
 from varangian.worker.data.base import Dataset
@@ -48,7 +49,7 @@ def shared_settings(task: Task, dataset: Dataset) -> SharedSettings:
         "partition": describe_entry(PARTITIONS, task.partition),
         "worker.momentum": f"{task.momentum:g}",
         "worker.local_steps": str(task.local_steps),
-        "participation": "deltas" if task.deltas else "vectors",
+        "participation": _describe_vectors(task),
     }
     if task.holders != task.workers:
         entries["partition"] += f" among {len(task.holders)}"
@@ -73,6 +74,13 @@ def shared_settings(task: Task, dataset: Dataset) -> SharedSettings:
     return SharedSettings(
         entries, {name: text.format(partition=partition) for name, text in advice.items()}, loose
     )
+
+
+def _describe_vectors(task: Task) -> str:
+    """What is pushed; of deltas a worker has to know itself how they are rounded."""
+    if not task.deltas:
+        return "vectors"
+    return "deltas" if task.wire == FLOAT32 else f"deltas in {task.wire}"
 
 
 def fingerprint(dataset: Dataset) -> dict[str, str]:

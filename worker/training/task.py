@@ -9,6 +9,7 @@ from functools import cached_property
 from typing import Literal, Protocol
 
 from varangian.aggregators import Aggregator
+from varangian.protos.encoding import FLOAT32, Dtype
 from varangian.worker.attacks import (
     Attack,
     LiveRule,
@@ -89,6 +90,8 @@ class Task:
     """The number of classes of the run, for data that does not say: the server's, where that is known."""
     deltas: bool = False
     """Whether workers push what is new in a vector since the last of theirs that counted."""
+    wire: Dtype = FLOAT32
+    """The type in which vectors travel: what a delta loses by it is part of the next."""
     availability: Availability = field(default_factory=Always)
     delays: Delay = field(default_factory=NoDelay)
     device: str = "cpu"

@@ -19,9 +19,16 @@ from torch import Tensor
 
 from varangian import __version__
 from varangian.protos import ps_pb2
-from varangian.protos.contract import Contract, Terms, check_dtype, check_protocol, check_round
+from varangian.protos.contract import (
+    Contract,
+    Terms,
+    check_dtype,
+    check_exact,
+    check_protocol,
+    check_round,
+)
 from varangian.protos.data_channel.connection import DataConnectionError
-from varangian.protos.encoding import FLOAT32, Dtype
+from varangian.protos.encoding import Encoding, rounding_seed
 from varangian.protos.errors import Refused
 from varangian.protos.layout import Layout
 from varangian.protos.messages import INLINE_LIMIT, MANIFEST_LIMIT, PROTOCOL, decode_message
@@ -120,7 +127,7 @@ class Client:
         self._attendance = Attendance(self._connection, self._identity)
         self._contract = Contract("", layout)
         """Of what comes. What goes may be written in another way."""
-        self._sends: Dtype = FLOAT32
+        self._sends = Encoding(layout.numel)
         self._inline = False
         """Whether payloads may travel in one message with their manifest."""
         self._inline_from = -inf
@@ -198,7 +205,8 @@ class Client:
             raise ValueError(
                 f"`vector` should have shape ({self._layout.numel},). Found {tuple(vector.shape)}."
             )
-        start, outgoing, tries = self._start, Outgoing(vector, self._sends), 0
+        start, tries = self._start, 0
+        outgoing = Outgoing(vector, self._sends, rounding_seed(self.name, round))
 
         async def attempt() -> Receipt:
             nonlocal tries
@@ -335,7 +343,8 @@ class Client:
         reply = decode_message(ps_pb2.JoinReply, data, MANIFEST_LIMIT)
         check_protocol(reply.protocol)
         check_round(reply.round)
-        self._sends = check_dtype(reply.dtype)
+        numel = self._layout.numel
+        self._sends = Encoding(numel, check_dtype(reply.dtype), check_exact(reply.buffers, numel))
         self._inline = reply.inline
         self._pace.set_limit(reply.chunk_bytes)
         self._connection.data_channel.set_port(reply.data_port)
@@ -442,8 +451,9 @@ class Client:
 
     async def _push(self, round: int, outgoing: Outgoing) -> Receipt:
         contract = self._contract
-        if outgoing.dtype != contract.dtype:
-            contract = replace(contract, dtype=outgoing.dtype)
+        if outgoing.encoding != contract.encoding:
+            sent = outgoing.encoding
+            contract = replace(contract, dtype=sent.dtype, exact=sent.exact)
         try:
             if self._in_one_message:
                 inline = outgoing.inline(contract, round)

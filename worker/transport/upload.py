@@ -22,7 +22,9 @@ from varangian.protos.contract import Contract
 from varangian.protos.data_channel.associated_data import AssociatedData
 from varangian.protos.data_channel.connection import DataConnection, Transfer
 from varangian.protos.data_channel.encrypted_stream import PAYLOADS
-from varangian.protos.encoding import FLOAT32, WIRE, Dtype, encode_vector, payload_digest
+from varangian.protos.encoding import FLOAT32, Encoding, encode_vector, payload_digest
+from varangian.protos.int8_blocks import BLOCK as NUMBERS
+from varangian.protos.int8_blocks import encode_blocks
 from varangian.protos.messages import MANIFEST_LIMIT, decode_message
 from varangian.protos.metadata_keys import READY
 from varangian.protos.network.chunk_size import ChunkSize
@@ -37,31 +39,48 @@ class Outgoing:
     """A vector as the bytes that are sent. It must not change meanwhile.
 
     It is processed piece by piece: converted, put into a message and hashed while it is in cache.
+
+    Args:
+        vector: (d,).
+        encoding: of its numbers.
+        seed: of their roundings, if they are random: with the same one the bytes are the same.
     """
 
-    def __init__(self, vector: Tensor, dtype: Dtype) -> None:
-        self.dtype: Dtype = dtype
+    def __init__(self, vector: Tensor, encoding: Encoding, seed: int) -> None:
+        self.encoding = encoding
+        self._seed = seed
         self.digest = b""
         """Known once all of it was hashed."""
         self._flat = vector.detach().to("cpu", torch.float32).contiguous()
-        self._width = WIRE[dtype][1].itemsize
-        self._rounded = torch.empty(0, dtype=WIRE[dtype][1])
+        self._made = torch.empty(0, dtype=torch.uint8)
 
     @property
     def size(self) -> int:
-        return self._flat.numel() * self._width
+        return self.encoding.size
 
     def piece(self, start: int, stop: int) -> memoryview:
-        """These bytes; both ends are those of numbers. Rounded ones last until the next piece is made."""
-        numbers = self._flat[start // self._width : stop // self._width]
-        if self.dtype == FLOAT32:
-            return encode_vector(numbers)
-        if len(self._rounded) < len(numbers):
-            self._rounded = torch.empty(len(numbers), dtype=WIRE[self.dtype][1])
-        rounded = self._rounded[: len(numbers)]
-        # Faster than torch. The server would make zeros of subnormal numbers anyway.
-        store_numbers(encode_vector(numbers), 0, FLOAT32, rounded)
-        return encode_vector(rounded, self.dtype)
+        """These bytes, which last until the next piece is made."""
+        stop = min(stop, self.size)
+        if self.encoding.dtype == FLOAT32:
+            return encode_vector(self._flat)[start:stop]
+        first, last = self.encoding.columns(start), self.encoding.reached(stop)
+        base = self.encoding.offset(first)
+        if len(self._made) < (size := self.encoding.offset(last) - base):
+            self._made = torch.empty(size, dtype=torch.uint8)
+        self._make(first, last, self._made[:size])
+        return self._made.numpy().data[start - base : stop - base]
+
+    def _make(self, first: int, last: int, to: Tensor) -> None:
+        """Write the units of these columns."""
+        border = min(max(first, self.encoding.rounded), last)
+        size = self.encoding.offset(border) - self.encoding.offset(first)
+        numbers, exact = self._flat[first:border], self._flat[border:last]
+        if self.encoding.dtype == "int8":
+            encode_blocks(numbers.numpy(), first // NUMBERS, self._seed, to[:size].numpy())
+        else:
+            # Faster than torch. The server would make zeros of subnormal numbers anyway.
+            store_numbers(encode_vector(numbers), 0, FLOAT32, to[:size].view(torch.bfloat16))
+        to[size:] = exact.view(torch.uint8)
 
     def compute_digest(self) -> None:
         """Compute the digest without sending anything."""

@@ -46,6 +46,7 @@ def task(config: RunConfig) -> Task:
         loss=config.loss,
         metrics=config.metrics,
         deltas=config.participation.pushes_deltas,
+        wire=config.wire.dtype,
         availability=config.availability,
         delays=config.delays,
         device=config.worker.device,

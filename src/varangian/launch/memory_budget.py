@@ -10,7 +10,7 @@ from dataclasses import dataclass, replace
 from varangian.protos.data_channel.encrypted_stream import PAYLOADS
 from varangian.protos.data_channel.listener import THREADS, IdleLimits
 from varangian.protos.data_channel.transfer import BLOCK
-from varangian.protos.encoding import FLOAT32, WIRE, Dtype
+from varangian.protos.encoding import FLOAT32, TORCH, RowDtype
 from varangian.protos.messages import MESSAGE_LIMIT
 from varangian.protos.network.descriptors import connections
 from varangian.protos.network.grpc_options import inline_lookahead
@@ -71,7 +71,7 @@ class MemoryBudget:
         d: int,
         optimizer: Optimizer,
         *,
-        rows: Dtype = FLOAT32,
+        rows: RowDtype = FLOAT32,
         average: bool = False,
         columns: int | None = None,
         row_slots: int | None = None,
@@ -108,7 +108,7 @@ class MemoryBudget:
         messages = n * limits.streams + most_readers(n) + IN_FLIGHT * limits.receiving
         own = VERSIONS + AGGREGATES + FRAMES + SELDOM
         return cls(
-            rows=min(n, row_slots or n) * min(d, columns or d) * WIRE[rows][1].itemsize,
+            rows=min(n, row_slots or n) * min(d, columns or d) * TORCH[rows].itemsize,
             vectors=own + extra_vectors + optimizer.vectors + 2 * average,
             model=4 * d,
             streams=messages * MESSAGE_LIMIT

@@ -43,7 +43,7 @@ from varangian.launch.result import Note, Outcome, RunError
 from varangian.own_classes import is_own, named
 from varangian.pki.signing import BundleSigner, can_sign
 from varangian.protos.contract import Terms
-from varangian.protos.encoding import WIRE
+from varangian.protos.encoding import TORCH, Encoding
 from varangian.protos.layout import Layout
 from varangian.protos.network import descriptors
 from varangian.registry import ConfigError, Problem
@@ -210,6 +210,11 @@ class ServerRun:
             resume,
             (*notes, gradients) if gradients else notes,
         )
+
+    @property
+    def encoding(self) -> Encoding:
+        """How workers write the vectors that they push."""
+        return Encoding(self.model_side.layout.numel, self.config.wire.dtype)
 
     @property
     def sentences(self) -> tuple[str, ...]:
@@ -743,7 +748,7 @@ def snapshot_bytes(config: RunConfig, d: int) -> int:
     # The parameters, the last aggregate, the optimizer, the average, and a sum of deltas.
     vectors = 2 + config.optimizer.vectors + 2 * (config.ema is not None) + 2 * participation.pushes_deltas
     waiting = 0 if config.selection.fresh_only else participation.row_slots(config.workers, config.f)
-    itemsize = WIRE[participation.row_dtype(config.server.rows)][1].itemsize
+    itemsize = TORCH[participation.row_dtype(config.server.rows)].itemsize
     kept = 0 if latest is None else latest.bytes
     return 4 * d * vectors + waiting * d * itemsize + kept + simulated_bytes(config, d)
 

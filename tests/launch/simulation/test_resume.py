@@ -128,6 +128,8 @@ def test_what_workers_and_attackers_remember_goes_on(simulations):
         ("participation=fedavg", "participation.fedavg.participants=5", "wire.dtype=bfloat16"),
         ("participation={fedlaavg: {participants: 5}}", "optimizer=adam", "aggregator=flag"),
         ("participation={fedlaavg: {form: delta}}", "aggregator=mean", "f=0"),
+        ("participation={fedlaavg: {form: delta}}", "aggregator=mean", "f=0", "wire.dtype=int8"),
+        ("participation={async: {tau: 3}}", "aggregator=nnm+krum", "wire.dtype=int8"),
         ("participation=asap", "server.deadline=2.0", "server.shortfall=skip"),
         ("participation={async: {tau: 3}}", "aggregator=nnm+krum", "worker.momentum=0"),
         ("participation=fedavg", "server.deadline=2.0", "server.shortfall=skip", "worker.momentum=0"),

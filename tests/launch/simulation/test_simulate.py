@@ -24,7 +24,12 @@ def test_a_run_leaves_its_numbers(carried_out):
 @pytest.mark.whole
 @pytest.mark.parametrize(
     ("setting", "one", "other"),
-    [("seed", 1, 2), ("wire.dtype", "bfloat16", "float32"), ("server.rows", "bfloat16", "float32")],
+    [
+        ("seed", 1, 2),
+        ("wire.dtype", "bfloat16", "float32"),
+        ("wire.dtype", "int8", "float32"),
+        ("server.rows", "bfloat16", "float32"),
+    ],
 )
 def test_the_same_setting_gives_the_same_digest_and_another_another(carried_out, setting, one, other):
     digests = [carried_out(f"{setting}={value}")[0].digest for value in (one, one, other)]

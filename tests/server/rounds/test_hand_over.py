@@ -14,6 +14,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from varangian.aggregators import Aggregator
 from varangian.aggregators.rules.trimmed_mean import TrimmedMean
+from varangian.protos.encoding import Encoding, payload_digest, rounding_seed
 from varangian.protos.refusals import Refusal
 from varangian.server.participation.sync import Everyone
 from varangian.server.protocol.state import RunPolicy
@@ -92,12 +93,44 @@ async def test_a_run_is_the_same_with_uploads_and_with_rows_of_either_kind(time)
     assert len({run.learner.digest() for run in (*runs, uploaded)}) == 1
 
 
+@pytest.mark.parametrize(
+    "encoding", [Encoding(D, "int8"), Encoding(D, "int8", 2), Encoding(D, "bfloat16", 1)]
+)
+async def test_a_run_is_the_same_with_uploads_and_with_rows_that_are_rounded_here(time, encoding):
+    runs = [
+        driven(time),
+        driven(time, in_place=True),
+        driven(time, rows="bfloat16"),
+        driven(time, rows="bfloat16"),
+    ]
+    for run, uploads in zip(runs, (True, False, True, False), strict=True):
+        async with run:
+            for round in range(3):
+                await run.coordinator.until_idle()
+                for worker, vector in vectors(round).items():
+                    if not uploads:
+                        assert run.coordinator.hand_over(worker, round, vector, encoding) is None
+                        continue
+                    payload = encoding.encode(vector, rounding_seed(worker, round))
+                    slot = await run.coordinator.offer(worker, round, payload_digest(payload), encoding)
+                    await slot.put(payload)
+                    assert await run.coordinator.complete(slot) is None
+            await run.ended()
+    pushes = [[record.pushes for record in run.records] for run in runs]
+    assert pushes[0] == pushes[1] == pushes[2] == pushes[3]
+    assert runs[0].learner.digest() == runs[1].learner.digest() != runs[2].learner.digest()
+    assert runs[2].learner.digest() == runs[3].learner.digest()
+
+
+@pytest.mark.parametrize("wire", ["float32", "int8"])
 @pytest.mark.parametrize("in_place", [False, True])
-async def test_a_vector_that_is_not_finite_proves_a_fault(time, in_place):
+async def test_a_vector_that_is_not_finite_proves_a_fault(time, in_place, wire):
     async with driven(time, in_place=in_place) as run:
         coordinator: Coordinator = run.coordinator
         await coordinator.until_idle()
-        assert coordinator.hand_over("w00", 0, torch.full((D,), torch.nan)) == "not finite"
+        assert (
+            coordinator.hand_over("w00", 0, torch.full((D,), torch.nan), Encoding(D, wire)) == "not finite"
+        )
         assert coordinator.hand_over("w00", 0, torch.ones(D)) is Refusal.FAULTY
         assert coordinator.hand_over("w01", 1, torch.ones(D)) is Refusal.FUTURE
         for worker in WORKERS[1:]:

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from tests.extent import patience
 from torch import Tensor
 
-from varangian.protos.encoding import WIRE, Dtype, encode_vector, payload_digest
+from varangian.protos.encoding import TORCH, Dtype, Encoding, RowDtype, encode_vector, payload_digest
 from varangian.protos.refusals import Refusal
 from varangian.server.rows.slot import Overtaken, Slot, SlotListener
 
@@ -43,10 +43,10 @@ class Row:
         self.seen.append((slot.columns, slot.full))
 
 
-def slot_of(row: Row | Tensor, dtype: Dtype = "float32") -> Slot:
+def slot_of(row: Row | Tensor, dtype: Dtype = "float32", exact: int = 0) -> Slot:
     storage: Any = row if isinstance(row, Row) else Row(row)
     listener = SlotListener(lambda slot: storage.refusal, storage.progressed, storage.wait_for_room)
-    return Slot("w00", 0, b"", len(storage.row), dtype, storage, listener)
+    return Slot("w00", 0, b"", Encoding(len(storage.row), dtype, exact), storage, listener)
 
 
 def put(slot: Slot, *pieces: bytes | memoryview) -> None:
@@ -80,29 +80,29 @@ def pieces_of(payload: memoryview, cuts: list[int]) -> list[memoryview]:
     kept=st.sampled_from(["float32", "bfloat16"]),
 )
 @settings(deadline=None)
-def test_any_cut_lands_the_same(values: list[float], cuts: list[int], wire: Dtype, kept: Dtype):
+def test_any_cut_lands_the_same(values: list[float], cuts: list[int], wire: RowDtype, kept: RowDtype):
     sent = torch.tensor(values)
     payload = encode_vector(sent, wire)
-    row = torch.empty(len(values), dtype=WIRE[kept][1])
+    row = torch.empty(len(values), dtype=TORCH[kept])
     slot = slot_of(row, wire)
     assert slot.size == len(payload)
     put(slot, *pieces_of(payload, cuts))
     assert slot.full
-    wanted = sent.to(WIRE[wire][1]).float()
+    wanted = sent.to(TORCH[wire]).float()
     wanted[wanted.abs() < TINY] = 0.0
-    wanted = wanted.to(WIRE[kept][1])
+    wanted = wanted.to(TORCH[kept])
     assert slot.finite == bool(wanted.isfinite().all())
     if slot.finite:
         assert torch.equal(row.view(torch.uint8), wanted.view(torch.uint8))
 
 
 @pytest.mark.parametrize("wire", ["float32", "bfloat16"])
-def test_many_blocks_at_odd_addresses(wire: Dtype):
+def test_many_blocks_at_odd_addresses(wire: RowDtype):
     sent = torch.randn(2 * BLOCK + 5)
     shifted = memoryview(b"x" + bytes(encode_vector(sent, wire)))[1:]
     row = torch.empty(len(sent))
     put(slot_of(row, wire), shifted)
-    assert torch.equal(row, sent.to(WIRE[wire][1]).float())
+    assert torch.equal(row, sent.to(TORCH[wire]).float())
 
 
 @pytest.mark.parametrize("place", [0, BLOCK - 1, BLOCK, 2 * BLOCK + 4])
@@ -167,11 +167,11 @@ def test_what_is_not_finite_needs_no_room():
 )
 @settings(deadline=None)
 def test_turns_of_a_thread_land_the_same(
-    values: list[float], most: list[int], wire: Dtype, kept: Dtype, direct: bool
+    values: list[float], most: list[int], wire: RowDtype, kept: RowDtype, direct: bool
 ):
     """Each as large as it may be by then, with a row that has room for three numbers at first."""
     payload = encode_vector(torch.tensor(values), wire)
-    whole = torch.empty(len(values), dtype=WIRE[kept][1])
+    whole = torch.empty(len(values), dtype=TORCH[kept])
     parts = torch.empty_like(whole)
     put(slot_of(whole, wire), payload)
     row = Row(parts, 3)
@@ -236,7 +236,7 @@ def test_more_than_was_promised_is_an_error_in_a_thread_too():
 @given(st.lists(st.floats(width=32), min_size=1, max_size=40))
 @pytest.mark.parametrize("wire", ["float32", "bfloat16"])
 @pytest.mark.parametrize("most", [None, 1])
-def test_a_whole_payload_lands_as_its_pieces_do(wire: Dtype, most: int | None, values: list[float]):
+def test_a_whole_payload_lands_as_its_pieces_do(wire: RowDtype, most: int | None, values: list[float]):
     payload = bytes(encode_vector(torch.tensor(values), wire))
     pieces, whole = (Row(torch.zeros(len(values)), room) for room in (None, most))
     one, other = slot_of(pieces, wire), slot_of(whole, wire)
@@ -256,3 +256,109 @@ def test_an_overtaken_whole_payload_lands_nothing():
     with pytest.raises(Overtaken):
         asyncio.run(slot_of(row).put_whole(payload, payload_digest(payload)))
     assert not row.row.any()
+
+
+LONG = 2 * 256 + 77
+"""Numbers of three blocks, the last of which is shorter."""
+ENCODINGS = [
+    Encoding(LONG, dtype, exact)
+    for dtype, exact in (("int8", 0), ("int8", 5), ("int8", LONG), ("bfloat16", 9), ("int8", 77))
+]
+
+
+def sent_as(encoding: Encoding, seed: int) -> tuple[Tensor, memoryview]:
+    vector = torch.randn(encoding.numel, generator=torch.Generator().manual_seed(seed))
+    return vector, encoding.encode(vector, seed)
+
+
+@given(
+    encoding=st.sampled_from(ENCODINGS),
+    cuts=st.lists(st.integers(0, 4 * LONG), max_size=9),
+    kept=st.sampled_from(["float32", "bfloat16"]),
+    seed=st.integers(0, 9),
+)
+@settings(deadline=None)
+def test_any_cut_of_blocks_lands_the_same(encoding: Encoding, cuts: list[int], kept: RowDtype, seed: int):
+    _, payload = sent_as(encoding, seed)
+    row = torch.empty(LONG, dtype=TORCH[kept])
+    slot = slot_of(row, encoding.dtype, encoding.exact)
+    assert slot.size == len(payload)
+    put(slot, *pieces_of(payload, cuts))
+    assert (slot.full, slot.finite, slot.columns) == (True, True, LONG)
+    assert torch.equal(row, encoding.decode(payload).to(TORCH[kept]))
+
+
+@given(
+    encoding=st.sampled_from(ENCODINGS),
+    most=st.lists(st.integers(1, 700), min_size=1, max_size=40),
+    kept=st.sampled_from(["float32", "bfloat16"]),
+    room=st.integers(1, 300),
+    direct=st.booleans(),
+)
+@settings(deadline=None)
+def test_turns_of_a_thread_land_blocks_the_same(
+    encoding: Encoding, most: list[int], kept: RowDtype, room: int, direct: bool
+):
+    """Each as large as it may be by then, with a row that has room for three numbers more at a time."""
+    _, payload = sent_as(encoding, 1)
+    row = Row(torch.empty(LONG, dtype=TORCH[kept]), room)
+    slot, at, turns = slot_of(row, encoding.dtype, encoding.exact), 0, itertools.cycle(most)
+    while at < len(payload):
+        asyncio.run(slot.wait_for_room())
+        assert slot.has_room()
+        count = min(slot.free_bytes, next(turns))
+        assert count > 0
+        count = fill(slot, payload[at:], count) if direct else slot.sink.take(payload[at : at + count])
+        slot.report_progress()
+        at += count
+    assert slot.full
+    slot.sink.finish(payload_digest(payload))
+    assert torch.equal(row.row, encoding.decode(payload).to(TORCH[kept]))
+
+
+@pytest.mark.parametrize("most", [None, 256])
+@pytest.mark.parametrize("kept", ["float32", "bfloat16"])
+@pytest.mark.parametrize("encoding", ENCODINGS, ids=str)
+def test_whole_payloads_of_blocks_land_as_their_pieces_do(
+    encoding: Encoding, kept: RowDtype, most: int | None
+):
+    _, payload = sent_as(encoding, 2)
+    row = Row(torch.empty(LONG, dtype=TORCH[kept]), most)
+    slot = slot_of(row, encoding.dtype, encoding.exact)
+    asyncio.run(slot.put_whole(bytes(payload), payload_digest(payload)))
+    assert slot.full
+    assert torch.equal(row.row, encoding.decode(payload).to(TORCH[kept]))
+
+
+def test_many_blocks_in_one_turn_land_the_same():
+    encoding = Encoding(3_000_001, "int8", 2)
+    _, payload = sent_as(encoding, 3)
+    row = torch.empty(encoding.numel)
+    put(slot_of(row, "int8", 2), payload)
+    assert torch.equal(row, encoding.decode(payload))
+
+
+@given(st.binary(min_size=1000, max_size=1000), st.lists(st.integers(0, 1000), max_size=5))
+@settings(deadline=None)
+def test_any_bytes_of_blocks_are_a_vector_or_not_finite(data: bytes, cuts: list[int]):
+    """Wherever they are cut, what is judged finite is."""
+    exact = 40
+    encoding = Encoding(840 - 4 * 4 + exact, "int8", exact)
+    assert encoding.size == len(data)
+    row = torch.empty(encoding.numel)
+    slot = slot_of(row, "int8", exact)
+    put(slot, *pieces_of(memoryview(data), cuts))
+    assert slot.full
+    assert not slot.finite or bool(row.isfinite().all())
+
+
+@pytest.mark.parametrize("scale", [NAN, float("inf"), -1.0, 3e38, 1e-40])
+@pytest.mark.parametrize("block", [0, 1, 2])
+def test_a_hostile_scale_is_a_fault_wherever_it_is_cut(scale: float, block: int):
+    encoding = Encoding(LONG, "int8")
+    payload = bytearray(sent_as(encoding, 4)[1])
+    payload[260 * block : 260 * block + 4] = torch.tensor([scale]).numpy().tobytes()
+    for cut in (1, 259, 261, 500):
+        slot = slot_of(torch.empty(LONG), "int8")
+        put(slot, *pieces_of(memoryview(payload), [cut]))
+        assert (slot.full, slot.finite) == (True, False)

@@ -3,7 +3,9 @@
 import asyncio
 import contextlib
 import logging
+import math
 import socket
+import struct
 import time
 from dataclasses import dataclass, replace
 from types import SimpleNamespace
@@ -155,6 +157,7 @@ async def world(
     limits=LIMITS,
     f=0,
     dtype="float32",
+    exact=0,
     data_port=0,
     common=None,
     terms=None,
@@ -183,6 +186,7 @@ async def world(
             ready=ready.set_result,
             stop=stop,
             dtype=dtype,
+            exact=exact,
             limits=limits,
             data_port=data_port,
             common=common,
@@ -357,6 +361,44 @@ async def test_a_bfloat16_run_takes_half_the_bytes_and_gives_float32():
         assert parts[0].manifest.dtype == ps_pb2.DTYPE_FLOAT32
         pulled = b"".join(part.chunk.data for part in parts[1:])
         assert pulled == encode_vector(-vector.bfloat16().float()).tobytes()
+
+
+async def test_an_int8_run_takes_a_quarter_of_the_bytes_and_gives_float32():
+    contract = Contract("run-1", BIG, "int8", exact=3)
+    vector = torch.randn(BIG.numel)
+    async with (
+        world(BIG, dtype="int8", exact=3) as this,
+        this.raw("w00") as a,
+        this.raw("w01") as b,
+        this.raw("w02") as c,
+    ):
+        reply = await a.join()
+        assert (reply.dtype, reply.buffers) == (ps_pb2.DTYPE_INT8, 3)
+        payload = bytes(contract.encoding.encode(vector, 1))
+        assert 4 * BIG.numel / len(payload) > 3.9
+        for raw, cut in ((a, 1 << 20), (b, 99_999), (c, 260 * 1000 + 3)):
+            manifest = contract.manifest(0, payload_digest(payload))
+            await raw.send(manifest, *cut_chunks(memoryview(payload), cut))
+        while (parts := await a.pull(0))[0].HasField("again"):
+            pass
+        assert parts[0].manifest.dtype == ps_pb2.DTYPE_FLOAT32
+        pulled = b"".join(part.chunk.data for part in parts[1:])
+        assert pulled == encode_vector(-contract.encoding.decode(payload)).tobytes()
+
+
+@pytest.mark.parametrize("scale", [math.nan, -math.inf, -1.0, 3e38, 1e-44])
+@pytest.mark.parametrize("inline", [False, True])
+async def test_a_scale_that_no_worker_writes_proves_a_fault(scale, inline):
+    contract = Contract("run-1", LAYOUT, "int8")
+    data = struct.pack("<f8b", scale, *range(-4, 4))
+    async with world(dtype="int8", f=1) as this, this.raw("w00") as raw, this.raw("w01") as other:
+        manifest = contract.manifest(0, payload_digest(data))
+        parts = [encode_inline(framed(manifest), data)] if inline else [manifest, *cut_chunks(data)]
+        async with refusal(INVALID, "UNSOUND", "not finite"):
+            await raw.send(*parts)
+        assert (await other.status()).round == 0
+        async with refusal(INVALID, "TOO_MANY_BYTES"):
+            await other.send(manifest, *cut_chunks(data + b"0"))
 
 
 def sealed(data):

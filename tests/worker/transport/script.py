@@ -28,7 +28,7 @@ class Script:
 
     def __init__(self, layout=LAYOUT, dtype=ps_pb2.DTYPE_FLOAT32):
         self.contract, self.dtype, self.round = Contract("run-1", layout), dtype, 4
-        self.data_port, self.inline = 0, False
+        self.data_port, self.inline, self.buffers = 0, False, 0
         self.steps = {"Join": [self.welcome], "Pull": [self.parameters], "Push": [self.counted]}
         self.steps["PullInline"] = [self.parameters_inline]
         self.seen = {name: [] for name in self.steps}
@@ -38,6 +38,7 @@ class Script:
         return ps_pb2.JoinReply(
             protocol=PROTOCOL,
             dtype=self.dtype,
+            buffers=self.buffers,
             run_id=self.contract.run_id,
             round=self.round,
             chunk_bytes=1 << 16,

@@ -16,7 +16,7 @@ from tests.worker.transport.script import AGAIN, BIG, LAYOUT, VECTOR, Script, jo
 
 from varangian.protos import ps_pb2
 from varangian.protos.data_channel.associated_data import AssociatedData
-from varangian.protos.encoding import encode_vector, payload_digest
+from varangian.protos.encoding import Encoding, encode_vector, payload_digest, rounding_seed
 from varangian.protos.errors import Refused
 from varangian.protos.identity.bundle import Bundle, Role
 from varangian.worker.transport import data_channel, data_connection
@@ -65,10 +65,10 @@ class Wharf(Script):
 
     async def taken(self, requests, context):
         first = await anext(requests)
-        width = 2 if first.manifest.dtype == ps_pb2.DTYPE_BFLOAT16 else 4
+        encoding = Encoding(first.manifest.numel, check_dtype(first.manifest.dtype), self.buffers)
         async with self.line(context) as berth:
             reader, _ = await berth()
-            self.payloads.append(await reader.readexactly(first.manifest.numel * width))
+            self.payloads.append(await reader.readexactly(encoding.size))
         self.seen["Push"][-1] = [first, *[part async for part in requests]]
         return ps_pb2.PushReply(round=first.manifest.round)
 
@@ -137,6 +137,20 @@ async def test_numbers_are_written_as_the_server_wants_them():
         await client.push(4, VECTOR / 3)
     assert wharf.payloads == [encode_vector(VECTOR / 3, "bfloat16").tobytes()]
     assert wharf.seen["Push"][0][1].seal.content_digest == payload_digest(wharf.payloads[0])
+
+
+async def test_blocks_are_rounded_by_worker_and_round():
+    wharf = Wharf(dtype=ps_pb2.DTYPE_INT8)
+    wharf.buffers = 3
+    encoding = Encoding(VECTOR.numel(), "int8", 3)
+    async with client_at(wharf) as client:
+        for round in (4, 5, 4):
+            await client.push(round, VECTOR / 3)
+        name = client.name
+    found = [encoding.decode(payload) for payload in wharf.payloads]
+    wanted = [bytes(encoding.encode(VECTOR / 3, rounding_seed(name, round))) for round in (4, 5, 4)]
+    assert wharf.payloads == wanted
+    assert torch.equal(found[0][-3:], VECTOR[-3:] / 3)
 
 
 async def test_a_server_may_want_chunks_all_the_same():

@@ -71,7 +71,7 @@ class BatchedCompute:
         self._rounds: dict[str, int] = {}
         """The round of each of them."""
         self._scratch = torch.zeros_like(self._honest)
-        self._deltas = DeltaEncoder()
+        self._deltas = DeltaEncoder(task.wire)
         self._told = set[str]()
         """Why workers could not compute together, as far as it was logged."""
         attack = task.attack if task.byzantine else None

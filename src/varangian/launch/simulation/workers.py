@@ -196,8 +196,8 @@ class SimulatedWorkers:
 
     def _push(self, worker: str, round: int, row: Tensor) -> None:
         """Push a vector as on the wire, so that numbers are rounded where real workers round them."""
-        dtype = self._server_run.config.wire.dtype
-        if self._coordinator.hand_over(worker, round, row, dtype) is None:
+        encoding = self._server_run.encoding
+        if self._coordinator.hand_over(worker, round, row, encoding) is None:
             self._vectors.confirm(worker, round)
 
     async def _decline(self, worker: str, round: int, reason: str) -> None:

@@ -51,6 +51,7 @@ WAYS = {
     "ours": Entry("ours:Push", "Varangian push", "ours"),
     "tls": Entry("ours:PushTls", "Varangian push, mTLS", "ours", needs="cryptography"),
     "bf16": Entry("ours:PushBf16", "Varangian push, bf16", "ours"),
+    "int8": Entry("ours:PushInt8", "Varangian push, int8", "ours"),
     "pull": Entry("ours:Pull", "Varangian pull", "ours"),
     "chunks": Entry("ours:Chunks", "Varangian push, over gRPC", "chunks"),
     "chunks-tls": Entry(

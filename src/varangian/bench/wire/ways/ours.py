@@ -19,7 +19,7 @@ from varangian.bench.wire.ways.base import Floats, Job, digests
 from varangian.bench.wire.ways.learners import Idle
 from varangian.bench.wire.ways.service import SECRET, Service, layout
 from varangian.config.worker_names import default_names
-from varangian.protos.encoding import FLOAT32, Dtype
+from varangian.protos.encoding import FLOAT32, Dtype, Encoding, rounding_seed
 from varangian.protos.identity.bundle import Bundle
 from varangian.protos.layout import Layout
 from varangian.protos.network.malloc import keep_large_blocks
@@ -39,6 +39,7 @@ class Server:
         self._service = Service(job.workers, self._learner, dtype=dtype, tls=tls, data_channel=data_channel)
         self.address = self._service.address
         self._round, self._direction = 0, direction
+        self._job, self._dtype = job, dtype
         if direction == "push":
             # Every later round begins with a learner that waits for leave to go on.
             self._service.push_by_hand(memoryview(bytes(job.size)))
@@ -50,14 +51,23 @@ class Server:
             self._service.until(self._round)
 
     def digests(self) -> list[str] | None:
-        """Digests of the rows that the learner was given."""
+        """Digests of the vectors that the learner was given, as they were before they were rounded."""
         if self._direction == "pull":
             return None
         found = [self._learner.rows[name] for name in self._service.names]
-        result = digests([row.numpy() for row in found])
+        sent = zip(self._service.names, map(torch.from_numpy, self._job.vectors()), found, strict=True)
+        arrived = [
+            vector if torch.equal(row, self._rounded(name, vector)) else row.clone()
+            for name, vector, row in sent
+        ]
         for row in found:
             row.zero_()
-        return result
+        return digests([vector.numpy() for vector in arrived])
+
+    def _rounded(self, name: str, vector: torch.Tensor) -> torch.Tensor:
+        """The vector as it should arrive in the last round."""
+        encoding = Encoding(len(vector), self._dtype)
+        return encoding.decode(encoding.encode(vector, rounding_seed(name, self._round)))
 
     def close(self) -> None:
         self._learner.go.release(2)
@@ -171,9 +181,6 @@ class Push:
     def expected(self, job: Job) -> list[str]:
         if self.direction == "pull":
             return digests([np.zeros(job.numel, np.float32)] * job.workers)
-        if self.dtype != FLOAT32:
-            rounded = (torch.from_numpy(vector).bfloat16().float() for vector in job.vectors())
-            return digests([vector.numpy() for vector in rounded])
         return digests(job.vectors())
 
 
@@ -187,6 +194,12 @@ class PushBf16(Push):
     """Push of bfloat16."""
 
     dtype = "bfloat16"
+
+
+class PushInt8(Push):
+    """Push of int8 blocks."""
+
+    dtype = "int8"
 
 
 class Pull(Push):
