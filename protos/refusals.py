@@ -385,7 +385,8 @@ class Refusal(Enum):
         Blame.FAULT,
         Reaction.NEXT_MODEL,
         "A vector should have only finite numbers.",
-        comes_from="a vector with a number that is not finite under a digest that is right: an attack. "
+        comes_from="a vector with a number that is not finite, or with a scale of int8 numbers that no "
+        "worker writes, under a digest that is right: an attack. "
         "`varangian worker` declines the round instead when its gradient is not finite, as in a model "
         "that has diverged.",
         advice="look at who sends it; other programs that speak the protocol should look at their vectors "

@@ -37,7 +37,7 @@ def test_steps_of_its_own_bring_a_worker_further(carried_out):
 
 @pytest.mark.parametrize("wire", ["bfloat16", "int8"])
 def test_deltas_that_are_rounded_on_the_wire_end_where_others_do(carried_out, wire):
-    """What a rounding takes from one delta is part of the next: the distance does not grow with the rounds."""
+    """What a rounding takes from one delta is part of the next: the distance does not grow."""
     settings = ["aggregator={fedlaavg: {participants: 2, form: delta}}", *HALVES]
     exact, _, _ = carried_out(*settings)
     rounded, _, _ = carried_out(*settings, f"wire.dtype={wire}")

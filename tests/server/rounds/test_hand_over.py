@@ -97,12 +97,8 @@ async def test_a_run_is_the_same_with_uploads_and_with_rows_of_either_kind(time)
     "encoding", [Encoding(D, "int8"), Encoding(D, "int8", 2), Encoding(D, "bfloat16", 1)]
 )
 async def test_a_run_is_the_same_with_uploads_and_with_rows_that_are_rounded_here(time, encoding):
-    runs = [
-        driven(time),
-        driven(time, in_place=True),
-        driven(time, rows="bfloat16"),
-        driven(time, rows="bfloat16"),
-    ]
+    kinds = ({}, {"in_place": True}, {"rows": "bfloat16"}, {"rows": "bfloat16"})
+    runs = [driven(time, **kind) for kind in kinds]
     for run, uploads in zip(runs, (True, False, True, False), strict=True):
         async with run:
             for round in range(3):

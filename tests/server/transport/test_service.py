@@ -383,7 +383,7 @@ async def test_an_int8_run_takes_a_quarter_of_the_bytes_and_gives_float32():
             pass
         assert parts[0].manifest.dtype == ps_pb2.DTYPE_FLOAT32
         pulled = b"".join(part.chunk.data for part in parts[1:])
-        assert pulled == encode_vector(-contract.encoding.decode(payload)).tobytes()
+        assert pulled == encode_vector(0.0 - contract.encoding.decode(payload)).tobytes()
 
 
 @pytest.mark.parametrize("scale", [math.nan, -math.inf, -1.0, 3e38, 1e-44])

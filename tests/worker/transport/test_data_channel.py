@@ -15,6 +15,7 @@ from tests.protos.data_channel.book import SEGMENT, Book, encrypted_size
 from tests.worker.transport.script import AGAIN, BIG, LAYOUT, VECTOR, Script, joined, pulls, refuse
 
 from varangian.protos import ps_pb2
+from varangian.protos.contract import check_dtype
 from varangian.protos.data_channel.associated_data import AssociatedData
 from varangian.protos.encoding import Encoding, encode_vector, payload_digest, rounding_seed
 from varangian.protos.errors import Refused
