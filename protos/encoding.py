@@ -154,7 +154,7 @@ class Encoding:
         if self.dtype == "int8":
             decode_blocks(first, numbers[: self.rounded].numpy())
         else:
-            found = torch.from_numpy(np.frombuffer(first, np.int32 if self.dtype == FLOAT32 else np.int16).copy())
-            numbers[: self.rounded] = found.view(TORCH[self.dtype])
+            bits = np.frombuffer(first, np.int32 if self.dtype == FLOAT32 else np.int16)
+            numbers[: self.rounded] = torch.from_numpy(bits.copy()).view(TORCH[self.dtype])
         numbers[self.rounded :] = torch.from_numpy(np.frombuffer(last, np.float32).copy())
         return numbers
