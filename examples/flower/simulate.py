@@ -1,4 +1,4 @@
-"""The app in Flower's simulation engine, without a SuperLink: `python simulate.py --no-robust`. It needs ray."""
+"""The app in Flower's simulation engine, without a SuperLink: `python simulate.py`. It needs ray."""
 
 import argparse
 import os
@@ -7,7 +7,9 @@ from pathlib import Path
 
 HERE = str(Path(__file__).parent)
 os.environ.setdefault("FLWR_TELEMETRY_ENABLED", "0")
-os.environ["PYTHONPATH"] = os.pathsep.join(filter(None, [HERE, os.environ.get("PYTHONPATH")]))  # of the actors
+os.environ["PYTHONPATH"] = os.pathsep.join(
+    filter(None, [HERE, os.environ.get("PYTHONPATH")])
+)  # of the actors
 sys.path.insert(0, HERE)
 
 from digits import client_app, server_app  # noqa: E402

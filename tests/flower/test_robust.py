@@ -68,9 +68,7 @@ class Forged(Array):
 
 def header(shape, dtype):
     stream = io.BytesIO()
-    np.lib.format.write_array_header_1_0(
-        stream, {"descr": dtype, "fortran_order": False, "shape": shape}
-    )
+    np.lib.format.write_array_header_1_0(stream, {"descr": dtype, "fortran_order": False, "shape": shape})
     return stream.getvalue()
 
 
@@ -90,7 +88,9 @@ def with_array(name, array):
 def with_metrics(**values):
     def change(record):
         if "metrics" in record:
-            record["metrics"] = MetricRecord({**record["metrics"], **{k.replace("_", "-"): v for k, v in values.items()}})
+            record["metrics"] = MetricRecord(
+                {**record["metrics"], **{k.replace("_", "-"): v for k, v in values.items()}}
+            )
 
     return change
 
@@ -226,9 +226,7 @@ def expected(base, number, without_node, faults):
 def test_no_reply_ends_a_run_and_the_model_is_that_of_the_rule(kind, inner):
     records = []
     robust = Robust(INNER[inner](), RULE, f=1, on_round=records.append)
-    result = robust.start(
-        InProcess(NODES, replying(kind)), initial(), 2
-    )
+    result = robust.start(InProcess(NODES, replying(kind)), initial(), 2)
     gone = [BAD] if kind in (*DROPPED, *ABSENT) else []
     assert [record.round for record in records] == [1, 2]
     for record in records:
@@ -435,7 +433,11 @@ def test_too_few_clients_for_the_rule_are_an_error_before_the_first_round():
 
 @pytest.mark.parametrize(
     ("array", "words"),
-    [(np.zeros(3, complex), "complex128"), (np.zeros(3, int), "floating point"), (np.zeros(3, ">f4"), ">f4")],
+    [
+        (np.zeros(3, complex), "complex128"),
+        (np.zeros(3, int), "floating point"),
+        (np.zeros(3, ">f4"), ">f4"),
+    ],
 )
 def test_a_model_that_cannot_be_aggregated_is_an_error(array, words):
     with pytest.raises(ValueError, match=words):

@@ -1,6 +1,7 @@
 """The shape of the repository: what a clone must hold for an install to be complete."""
 
 import importlib
+import importlib.util
 import pathlib
 import pkgutil
 import re
@@ -20,6 +21,8 @@ CATALOGUES = (
     "src/varangian/cli/commands",
 )
 """Folders of things of one kind, a file for each."""
+ADAPTERS = {"flower": "flwr"}
+"""Packages for other frameworks, and what they cannot be imported without; .ci/adapters has all."""
 
 
 @pytest.mark.parametrize("part", PARTS)
@@ -44,7 +47,10 @@ def modules():
     # The compiled kernels are a plain library that ctypes opens, not a module.
     # The kernels in Triton are imported where there is one: tests/aggregators/kernels/test_triton.py does.
     apart = ("__main__", "._native", "kernels.tiles")
-    return [module.name for module in found if not module.name.endswith(apart)]
+    absent = (one for one, other in ADAPTERS.items() if importlib.util.find_spec(other) is None)
+    lacking = tuple(f"varangian.{adapter}." for adapter in absent)
+    names = [module.name for module in found]
+    return [name for name in names if not name.endswith(apart) and not name.startswith(lacking)]
 
 
 def test_each_module_has_one_name():

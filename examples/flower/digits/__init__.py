@@ -1,1 +1,1 @@
-"""A Flower app whose server takes up to f attackers: `task` has model and data, the others the two sides."""
+"""A Flower app whose server takes attackers: `task` has model and data, the others the two sides."""

@@ -70,7 +70,7 @@ class Layout:
             if not native or (array.dtype.kind == "f" and array.dtype.name not in FLOATS):
                 known = ", ".join(FLOATS)
                 raise ValueError(
-                    f"arrays.{name}: should be {known}, integers or booleans, of this machine's byte order. "
+                    f"arrays.{name}: should be {known}, integers or booleans, in the order of bytes here. "
                     f"Found {array.dtype}."
                 )
         layout = cls(tuple(Field(name, array.shape, array.dtype) for name, array in arrays.items()))
@@ -147,14 +147,16 @@ class Layout:
         return found
 
     def medians(self, models: Sequence[Arrays]) -> dict[str, NDArray[Any]]:
-        """The median of each number of the arrays that are not floats: the lower middle, so of their type."""
+        """The median of each number of the arrays that are not floats: the lower middle, of their type."""
         if not models:
             return {}
         middle = (len(models) - 1) // 2
         found: dict[str, NDArray[Any]] = {}
         for field in self.others:
             stacked = np.stack([model[field.name] for model in models])
-            found[field.name] = np.asarray(np.partition(stacked, middle, axis=0)[middle]).reshape(field.shape)
+            found[field.name] = np.asarray(np.partition(stacked, middle, axis=0)[middle]).reshape(
+                field.shape
+            )
         return found
 
 
@@ -186,17 +188,17 @@ def median_metrics(
     forms: dict[str, dict[int, list[list[float]]]] = {}
     for record in records:
         for key, value in record.items():
-            listed = isinstance(value, Sequence)
-            form = len(value) if listed else -1
+            values = value if isinstance(value, Sequence) else (value,)
+            form = len(values) if isinstance(value, Sequence) else -1
             try:
-                numbers = [float(one) for one in (value if listed else [value])]
+                numbers = [float(one) for one in values]
             except (OverflowError, TypeError, ValueError):
                 continue
             forms.setdefault(key, {}).setdefault(form, []).append(numbers)
     found: dict[str, float | list[float]] = {}
     for key, by_form in forms.items():
-        for form, values in by_form.items():
-            if 2 * len(values) > len(records):
-                middles = [median(column) for column in zip(*values, strict=True)]
+        for form, reported in by_form.items():
+            if 2 * len(reported) > len(records):
+                middles = [median(column) for column in zip(*reported, strict=True)]
                 found[key] = middles[0] if form == -1 else middles
     return found

@@ -90,8 +90,8 @@ class Models:
             number: of the round.
             layout: of the models, which have been checked against it; their numbers have not.
             models: by client.
-            base: what the clients began with, from which their models are measured and to which the update is
-                added; None for models that are differences already.
+            base: what the clients began with, from which their models are measured and to which the update
+                is added; None for models that are differences already.
             dropped: clients whose reply cannot be used, and why.
             absent: clients that sent no model, and why.
 
@@ -115,7 +115,7 @@ class Models:
                     rows, reference, self._generator(number), faults=len(bad), blocks=layout.blocks
                 )
             except AggregationError as why:
-                bad.update({client: NOT_FINITE for client in _not_finite(clients, rows)})
+                bad.update(dict.fromkeys(_not_finite(clients, rows), NOT_FINITE))
                 error = str(why)
             else:
                 bad.update({clients[at]: NOT_FINITE for at in found.dropped})
@@ -193,8 +193,8 @@ def _checked(aggregator: str | Mapping[str, object] | Aggregator, f: int) -> Agg
     )
     if getattr(built.rule, "needs_root", False):
         raise ValueError(
-            f"aggregator: {built.rule!r} needs a gradient on data that the server trusts, and there is none. "
-            "Take another rule, such as nnm+trimmed_mean."
+            f"aggregator: {built.rule!r} needs a gradient on data that the server trusts, and there is "
+            "none. Take another rule, such as nnm+trimmed_mean."
         )
     for part in (*built.mix, built.rule):
         if by_place(part):

@@ -1,7 +1,7 @@
-"""Robust aggregation in Flower: `Robust(FedAvg(), aggregator="nnm+trimmed_mean", f=1)` is a strategy around another.
+"""Robust aggregation in Flower: `Robust(FedAvg(), f=1)` is a strategy around another one.
 
-`strategy` has the strategy, `replies` reads what clients have sent, `memory` keeps what a strategy remembers. It
-uses `varangian.federated` and Flower's message API, which `pip install 'varangian[flower]'` brings.
+`strategy` has it, `replies` reads what clients have sent, `memory` keeps what it remembers.
+It uses `varangian.federated` and the message API of Flower: `pip install 'varangian[flower]'`.
 """
 
 import importlib
@@ -24,6 +24,6 @@ def __getattr__(name: str) -> Any:
         if (error.name or "").partition(".")[0] != "flwr":
             raise
         raise ModuleNotFoundError(
-            "varangian.flower needs Flower 1.40 or newer, which is not installed: pip install 'varangian[flower]'",
+            "varangian.flower needs Flower, which is not installed: pip install 'varangian[flower]'",
             name=error.name,
         ) from None

@@ -40,7 +40,9 @@ def remembered(strategy: Strategy) -> dict[str, Any]:
             found[name] = {"kind": "array", "arrays": tensors_of({"0": value})}
         elif _of_arrays(value):
             several = cast("Mapping[str, Any] | list[Any]", value)
-            named = several if isinstance(several, Mapping) else {str(i): one for i, one in enumerate(several)}
+            named = (
+                several if isinstance(several, Mapping) else {str(i): one for i, one in enumerate(several)}
+            )
             kind = "mapping" if isinstance(several, Mapping) else "list"
             found[name] = {"kind": kind, "arrays": tensors_of(named)}
     return {"attributes": found}
@@ -70,7 +72,7 @@ def recalled(strategy: Strategy, state: Mapping[str, Any]) -> None:
     if "own" in state:
         if not hasattr(strategy, "load_state_dict"):
             raise ValueError(
-                f"state: is of a strategy with load_state_dict. Found {type(strategy).__name__}, which has none."
+                f"state: is of a strategy with load_state_dict. Found {type(strategy).__name__} without."
             )
         strategy.load_state_dict(state["own"])
         return

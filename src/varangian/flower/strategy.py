@@ -1,4 +1,4 @@
-"""A strategy of Flower around another one: a robust rule makes one model of the replies, the other goes on with it."""
+"""A strategy of Flower around another one, which gets one model: that of a robust rule."""
 
 # pyright: reportMissingImports=false, reportUntypedBaseClass=false
 
@@ -129,8 +129,8 @@ class Robust(Strategy):
         """What the inner strategy sends; the model is kept, to compare replies with it.
 
         Raises:
-            ValueError: the model has an array that cannot be aggregated; or, in the first round, the rule has
-                no guarantee for so many clients.
+            ValueError: the model has an array that cannot be aggregated; or the rule has no guarantee for
+                the clients of the first round.
         """
         server_round += self._before
         self._base, self._arrays = {name: array.numpy() for name, array in arrays.items()}, arrays
@@ -139,8 +139,8 @@ class Robust(Strategy):
         self._asked["train"] = [message.metadata.dst_node_id for message in messages]
         if messages and not self._checked and (reason := self._models.too_few(len(messages))):
             raise ValueError(
-                f"aggregator: has no guarantee for {len(messages)} clients in a round. {reason} The inner strategy "
-                "says how many there are, as with fraction_train, min_train_nodes and min_available_nodes."
+                f"aggregator: has no guarantee for {len(messages)} clients in a round. {reason} The inner "
+                "strategy says how many there are: fraction_train, min_train_nodes, min_available_nodes."
             )
         self._checked = self._checked or bool(messages)
         return messages
@@ -211,12 +211,9 @@ class Robust(Strategy):
         if first_round < 1:
             raise ValueError(f"first_round: should be a positive integer. Found {first_round}.")
         before = first_round - 1
-        evaluate = evaluate_fn
-        if evaluate is not None and before:
-            inner_fn = evaluate
 
-            def evaluate(number: int, arrays: ArrayRecord) -> MetricRecord | None:
-                return inner_fn(number + before, arrays)
+        def evaluate(number: int, arrays: ArrayRecord) -> MetricRecord | None:
+            return None if evaluate_fn is None else evaluate_fn(number + before, arrays)
 
         self._before = before
         try:
@@ -227,12 +224,14 @@ class Robust(Strategy):
                 timeout,
                 train_config,
                 evaluate_config,
-                evaluate,
+                None if evaluate_fn is None else evaluate,
             )
         finally:
             self._before = 0
         for name in ("train_metrics_clientapp", "evaluate_metrics_clientapp", "evaluate_metrics_serverapp"):
-            setattr(result, name, {number + before: value for number, value in getattr(result, name).items()})
+            setattr(
+                result, name, {number + before: value for number, value in getattr(result, name).items()}
+            )
         if not result.arrays:  # no round had an update
             result.arrays = initial_arrays
         return result
@@ -240,7 +239,7 @@ class Robust(Strategy):
     def state_dict(self) -> dict[str, Any]:
         """What the next rounds depend on, with the model and what the inner strategy remembers.
 
-        Plain values and tensors: `torch.save` writes it, and `torch.load(..., weights_only=True)` reads it. Call
+        Plain values and tensors: `torch.save` and `torch.load(..., weights_only=True)` take it. Call
         it in `on_round` or between rounds.
         """
         return {
