@@ -169,7 +169,8 @@ def test_without_flower_the_error_says_what_to_install(monkeypatch):
 
     import varangian.flower
 
-    monkeypatch.setitem(sys.modules, "flwr", None)
+    for name in ["flwr", *(name for name in sys.modules if name.startswith("flwr."))]:
+        monkeypatch.setitem(sys.modules, name, None)
     for name in [name for name in sys.modules if name.startswith("varangian.flower.")]:
         monkeypatch.delitem(sys.modules, name)
     with pytest.raises(ModuleNotFoundError, match=r"pip install 'varangian\[flower\]'"):

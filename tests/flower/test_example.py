@@ -1,6 +1,7 @@
 """The app in examples/flower, in Flower's own simulation engine."""
 
 import os
+import pathlib
 import re
 import subprocess
 import sys
@@ -12,13 +13,16 @@ pytest.importorskip("flwr", reason="Flower is not installed (pip install 'varang
 pytest.importorskip("ray", reason="ray, in which Flower simulates, is not installed")
 
 
+EXAMPLE = pathlib.Path(__file__).parents[2] / "examples/flower/simulate.py"
+
+
 @pytest.mark.slow
 @pytest.mark.exhaustive  # test_robust.py keeps the promise for every kind of reply
-def test_the_example_learns_with_attackers_and_the_mean_does_not(root, tmp_path):
+def test_the_example_learns_with_attackers_and_the_mean_does_not(tmp_path):
     accuracy = {}
     for way in ("--robust", "--no-robust"):
         ran = subprocess.run(
-            [sys.executable, root / "examples/flower/simulate.py", "--rounds=3", way],
+            [sys.executable, EXAMPLE, "--rounds=3", way],
             cwd=tmp_path,
             env={
                 **os.environ,
