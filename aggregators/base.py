@@ -368,10 +368,9 @@ def light_minority(shares: Shares, f: int) -> str | None:
     """The condition B < 1/2 of any robust rule, where rows have weights: honest rows have the majority."""
     budget = shares.budget(f)
     if budget >= HALF:
-        rows = f"the {f} heaviest rows" if f > 1 else "the heaviest row"
-        return (
-            f"it needs less than half of the weight on f = {f} rows, and {rows} may have {budget:.3g} of it"
-        )
+        # With f = 0 it is what the invalid rows, lighter than the heaviest, left of the budget.
+        who = f"the f = {f} heaviest" if f else "those that were not found invalid"
+        return f"it needs less than half of the weight on Byzantine rows, and {who} may have {budget:.3g}"
     return None
 
 

@@ -8,6 +8,7 @@ n  rows     m  rows that are left
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
@@ -50,6 +51,8 @@ class Shares:
             SharesError: they are not n + faults positive numbers.
         """
         given = _numbers(weights)
+        if n == 0:
+            return None
         if given.shape != (n + faults,):
             of = f"{n} rows" if not faults else f"{n} rows, and then of the {faults} that are gone"
             raise SharesError(f"`weights` should be one for each of {of}. Found {_shape(given)}.")
@@ -101,6 +104,62 @@ class Shares:
         """The weights on a scale where that of a typical row is 1: (m,)."""
         counts: Array = self.p * len(self.p)
         return counts
+
+
+@dataclass(frozen=True, kw_only=True)
+class WeightCap:
+    """Truncation of weights, so that few workers never have most of the weight.
+
+    "Towards Federated Learning With Byzantine-Robust Client Weighting" (Portnoy et al., 2022): every weight
+    above U becomes U, the largest with which the ceil(alpha n) heaviest of n workers have at most
+    alpha_star of the weight. So claims about the size of a data set are worth no more than that.
+    """
+
+    alpha: float | None = None
+    """Share of the workers, the heaviest ones; null is f of them."""
+    alpha_star: float
+    """Most of the weight that they may have; below 1/2."""
+
+    def __post_init__(self) -> None:
+        if self.alpha is not None and not 0 < self.alpha < 1:
+            raise ValueError(f"`alpha` should be between 0 and 1. Found {self.alpha}.")
+        if not 0 < self.alpha_star < 0.5:
+            raise ValueError(f"`alpha_star` should be above 0 and below 1/2. Found {self.alpha_star}.")
+
+    def counted(self, n: int, f: int) -> int:
+        """How many workers are the heaviest ones."""
+        return max(1, f if self.alpha is None else math.ceil(self.alpha * n - CRUMB))
+
+    def bound(self, weights: Sequence[float], f: int) -> float | None:
+        """U; the largest weight where none is above it, and None where there is no such U."""
+        n, k = len(weights), self.counted(len(weights), f)
+        if k / n > self.alpha_star + CRUMB:  # U from below makes all weights equal
+            return None
+        # Of the weights, descending, j are truncated: U is what solves top(U) = alpha_star total(U).
+        ordered = sorted(weights, reverse=True)
+        for j in range(n):
+            inside = sum(ordered[j:k])  # of the heaviest, those below U
+            share = min(j, k) - self.alpha_star * j
+            room = self.alpha_star * sum(ordered[j:]) - inside
+            highest = ordered[j - 1] if j else ordered[0]
+            if j == 0:
+                if room >= -CRUMB * ordered[0]:
+                    return ordered[0]
+            elif share <= 0 or room / share >= ordered[j]:
+                return min(highest, room / share) if share > 0 else highest
+        return ordered[-1]
+
+    def capped(self, weights: Sequence[float], f: int) -> tuple[float, ...] | None:
+        """The weights, none above U; None where there is no such U."""
+        most = self.bound(weights, f)
+        return None if most is None else tuple(min(most, weight) for weight in weights)
+
+
+def least_favourable(weights: Sequence[float], rows: int, f: int) -> list[float]:
+    """Of so many rows the weights that leave the least to honest ones: the f heaviest, and the lightest."""
+    heaviest, lightest = max(1, f), sorted(weights)
+    taken = min(heaviest, rows)
+    return [*lightest[len(lightest) - taken :], *lightest[: rows - taken]]
 
 
 def filled(weights: Array, upto: float | Array) -> Array:

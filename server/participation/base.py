@@ -59,6 +59,12 @@ class Participation(ABC):
         """
         return [*range(len(pushed))]
 
+    def row_workers(
+        self, workers: Sequence[Worker], pushed: Collection[Worker], faulty: Collection[Worker]
+    ) -> list[Worker]:
+        """The workers of the rows that the rule is given at the end of a round, sorted."""
+        return sorted(pushed)
+
     def lost_quorum(self, workers: tuple[Worker, ...], gone: Set[Worker], quorum: int) -> str:
         """A sentence if some round can never have its quorum without the workers that are gone.
 

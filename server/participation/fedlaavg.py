@@ -103,6 +103,11 @@ class FedLaAvg(SelectSome):
     ) -> list[int]:
         return [i for i, worker in enumerate(workers) if worker not in faulty]
 
+    def row_workers(
+        self, workers: Sequence[Worker], pushed: Collection[Worker], faulty: Collection[Worker]
+    ) -> list[Worker]:
+        return [worker for worker in sorted(workers) if worker not in faulty]
+
     def sentence(self, n: int, f: int, quorum: int) -> str:
         return f"the latest vectors of {n} workers, of which f = {f} may be Byzantine"
 

@@ -718,7 +718,7 @@ class Coordinator:
         if change.policy.workers != self._row_workers:
             self._row_workers = change.policy.workers
             self._row_source.change(change.policy.workers, change.participants)
-        self._learner.change(change.aggregator)
+        self._learner.change(change.aggregator, change.weights)
 
     def _publish(self) -> None:
         """Tell those who wait for a model that another round is open, or that the run is finished."""

@@ -27,6 +27,8 @@ class MemberChange:
     """Those among them of whom nothing counts any more."""
     by: Sequence[str]
     """A sentence for each thing that was asked for, with who did."""
+    weights: Mapping[Worker, float] | None = None
+    """What the rows of each worker weigh; None where all weigh the same."""
 
     def record(self, members: Members) -> dict[str, Any]:
         """What the record of the first round with it says, as JSON has it."""

@@ -225,7 +225,8 @@ class WindowedRounds:
         def finish() -> Aggregate:
             if update is None or update.workers != tuple(sorted(close.workers)):
                 raise AggregationError("Columns were forgotten before it was known whose rows count.")
-            return update.stream.finish(len(close.workers), len(close.faults))
+            weights = self._learner.weights_of(close.workers, close.faults)
+            return update.stream.finish(len(close.workers), len(close.faults), weights)
 
         return finish
 
@@ -237,7 +238,10 @@ class WindowedRounds:
             self._slots, self._in_progress = {}, None
         if state.faults.keys() != window.faulty and not window.settled and state.round == window.round:
             window.convict(state.faults, self._clock.now())
-            if window.fixed and not self._current().stream.holds(len(window.columns), len(window.faulty)):
+            weights = self._learner.weights_of(window.columns, window.faulty)
+            if window.fixed and not self._current().stream.holds(
+                len(window.columns), len(window.faulty), weights
+            ):
                 window.restart(frozenset(), self._clock.now())
         aside = state.declined.keys() | state.absent | state.revoked.keys()
         aside |= passed_over(self._machine.policy, state)
@@ -272,7 +276,7 @@ class WindowedRounds:
         window = self._window
         if self._in_progress is None or self._in_progress.attempt != window.attempt:
             workers = tuple(sorted(window.columns))
-            stream = self._learner.stream(len(workers), len(window.faulty))
+            stream = self._learner.stream(workers, window.faulty)
             self._in_progress = _Update(stream, workers, window.attempt)
         return self._in_progress
 

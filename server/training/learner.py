@@ -62,6 +62,7 @@ class Learner:
     follows each step; `batch` is how many samples a row was made from. All that is as long as the model is
     on `device`, where rows come from too. `blocks` are the sizes of the model's parameter tensors, for a
     rule that is applied to each by itself, and `shapes` their shapes, for an optimizer that sees them.
+    `weights` says what the rows of each worker weigh, where not all weigh the same.
     """
 
     def __init__(
@@ -77,6 +78,7 @@ class Learner:
         device: torch.device | str = "cpu",
         blocks: Sequence[int] | None = None,
         shapes: Sequence[Sequence[int]] | None = None,
+        weights: Mapping[str, float] | None = None,
     ) -> None:
         self._versions = ParameterVersions(parameters, device)
         self._aggregator = aggregator
@@ -85,6 +87,7 @@ class Learner:
         self._seed = seed
         self._batch = batch
         self._blocks = blocks
+        self._weights = weights
         self.average = average
         self._spare = torch.empty_like(self._versions.current)
         self.reference: Tensor | None = None
@@ -95,19 +98,36 @@ class Learner:
         """(d,) float32; not to be written to, nor kept beyond the next step."""
         return self._versions.current
 
-    def change(self, aggregator: Aggregator) -> None:
-        """Aggregate by another rule from the next round on, as one with another f."""
-        self._aggregator = aggregator
+    def change(self, aggregator: Aggregator, weights: Mapping[str, float] | None = None) -> None:
+        """Aggregate by another rule from the next round on, as one with another f, or by other weights."""
+        self._aggregator, self._weights = aggregator, weights
 
-    def stream(self, n: int, faults: int) -> Stream:
-        """The next update from n rows that come by blocks of columns: for `aggregation` of `step`.
+    def stream(self, workers: Collection[str], faults: Collection[str]) -> Stream:
+        """The next update from rows that come by blocks of columns: for `aggregation` of `step`.
 
         Args:
-            n: how many rows.
-            faults: how many workers have proved faulty so far.
+            workers: whose rows.
+            faults: workers that have proved faulty so far.
         """
-        d = self.parameters.numel()
-        return Stream(self._aggregator, n, d, self.reference, faults=faults, into=self._spare)
+        d, weights = self.parameters.numel(), self.weights_of(workers, faults)
+        return Stream(
+            self._aggregator,
+            len(workers),
+            d,
+            self.reference,
+            faults=len(faults),
+            into=self._spare,
+            weights=weights,
+        )
+
+    def weights_of(self, workers: Collection[str], faults: Collection[str]) -> list[float] | None:
+        """The weights of the rows of these workers, in the order of their names, then of those at fault.
+
+        None where all weigh the same.
+        """
+        if self._weights is None:
+            return None
+        return [self._weights[worker] for worker in (*sorted(workers), *sorted(faults))]
 
     def step(
         self,
@@ -145,7 +165,8 @@ class Learner:
                 aggregate = aggregation()
             else:
                 vectors = [rows[worker] for worker in workers]
-                aggregate = self._aggregate(round, vectors, len(faults), mix, measure)
+                weights = self.weights_of(workers, faults)
+                aggregate = self._aggregate(round, vectors, len(faults), mix, measure, weights)
         length = self._checked_norm(aggregate)
         aggregated = time.perf_counter()
         if "gram" in parts:
@@ -211,6 +232,7 @@ class Learner:
         faults: int,
         mix: tuple[Mixing, ...],
         measure: Measure | None,
+        weights: Sequence[float] | None,
     ) -> Aggregate:
         rule = replace(self._aggregator, mix=(*mix, *self._aggregator.mix)) if mix else self._aggregator
         reference = self.reference
@@ -222,6 +244,7 @@ class Learner:
             measured=None if measure is None else lambda: measure(reference),
             into=self._spare,
             blocks=self._blocks,
+            weights=weights,
         )
 
     def _checked_norm(self, aggregate: Aggregate) -> float:

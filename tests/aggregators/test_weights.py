@@ -316,8 +316,8 @@ def test_inner_products_that_are_kept() -> None:
 @pytest.mark.parametrize(
     ("spec", "weights", "reason"),
     [
-        ("median", [5, 2, 2, 1], "the heaviest row may have 0.5 of it"),
-        ("caf", [5, 2, 2, 1], "less than half of the weight on f = 1 rows"),
+        ("median", [5, 2, 2, 1], "the f = 1 heaviest may have 0.5"),
+        ("caf", [5, 2, 2, 1], "less than half of the weight on Byzantine rows"),
         ("krum", [4, 2, 2, 2, 1], "2 B [+] max p < 1"),
         ({"krum": {"select": 3}}, [3, 3, 3, 1, 1, 1, 1, 1, 1], "3 may have 0.6"),
         ({"krum": {"f": 0}}, [3, 2, 2, 1], "told f = 0"),

@@ -150,6 +150,20 @@ def no_child_is_left():
             ["aggregator=trimmed_mean", "model.mlp.hidden=8000", "rounds=2", "server.rows=bfloat16"],
             marks=pytest.mark.exhaustive,
         ),
+        pytest.param(
+            [
+                *("aggregator=arc+caf", "partition={dirichlet: {alpha: 1.0}}", "weights=samples"),
+                *("weights_cap.alpha_star=0.35", "byzantine.attack=sign_flip", "byzantine.count=1"),
+            ],
+            marks=pytest.mark.exhaustive,
+        ),
+        pytest.param(
+            [
+                *("aggregator=trimmed_mean", "model.mlp.hidden=32000", "rounds=2", "server.memory=window"),
+                *("partition={dirichlet: {alpha: 1.0}}", "weights=samples", "weights_cap.alpha_star=0.35"),
+            ],
+            marks=pytest.mark.exhaustive,
+        ),
         # So many columns that they do not fit into the window; one worker is left out on the way.
         [
             "aggregator=trimmed_mean",

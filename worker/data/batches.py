@@ -33,6 +33,11 @@ class BatchSampler:
         self._kept = 0
 
     @property
+    def samples(self) -> Mapping[str, int]:
+        """The number of samples of each worker."""
+        return {name: len(shard) for name, shard in self._shards.items()}
+
+    @property
     def sizes(self) -> Mapping[str, int]:
         """The number of samples in a batch of each worker."""
         return self._sizes

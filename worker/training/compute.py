@@ -147,6 +147,11 @@ class WorkerCompute:
         self._poisoning = attack if isinstance(attack, DataAttack) else None
 
     @property
+    def samples(self) -> Mapping[str, int]:
+        """The number of training samples that each worker draws from."""
+        return self.batches.samples
+
+    @property
     def score_names(self) -> tuple[str, ...]:
         """The names of all scores of an evaluation but the loss, in order.
 

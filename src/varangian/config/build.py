@@ -67,10 +67,16 @@ def waiting(config: RunConfig) -> AdaptiveWaiting | None:
 def condition(config: RunConfig) -> Condition:
     """The condition of the rule for the rows that it is given at the end of a round."""
     workers, participation, aggregator = config.worker_names, config.participation, config.aggregator
+    weights = config.worker_weights
 
     def requires(pushed: Collection[str], faulty: Collection[str]) -> str | None:
+        weighing = None
+        if weights is not None:
+            there = participation.row_workers(workers, pushed, faulty)
+            weighing = [weights[worker] for worker in (*there, *faulty)]
         try:
-            aggregator.among(participation.row_places(workers, pushed, faulty), len(faulty))
+            places = participation.row_places(workers, pushed, faulty)
+            aggregator.among(places, len(faulty), weighing)
         except AggregationError as error:
             return str(error)
         return None
@@ -130,4 +136,5 @@ def learner(
         device=device,
         blocks=blocks,
         shapes=shapes,
+        weights=config.worker_weights,
     )

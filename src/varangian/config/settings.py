@@ -8,6 +8,7 @@ from typing import Annotated, Any, Final, Literal
 from pydantic import (
     AfterValidator,
     BaseModel,
+    BeforeValidator,
     ConfigDict,
     Field,
     ValidationError,
@@ -18,12 +19,14 @@ from pydantic import (
 )
 
 from varangian.aggregators import Aggregator
+from varangian.aggregators.base import tolerance
+from varangian.aggregators.numeric.shares import WeightCap, least_favourable
 from varangian.aggregators.spec import aggregator_from, spec_of
 from varangian.config.aggregator import aggregator_groups, aggregator_schema
 from varangian.config.errors import sections
 from varangian.config.fields import Group, many_of, of_fields, of_registry, of_settings
 from varangian.config.schema import DIALECT, JsonSchema, with_references
-from varangian.config.worker_names import default_names, read_names
+from varangian.config.worker_names import default_names, read_names, read_weights
 from varangian.protos.encoding import FLOAT32, Dtype, RowDtype
 from varangian.protos.network.address import parse_listen_host
 from varangian.registry import ConfigError, Problem, join
@@ -286,6 +289,14 @@ NUMBER_OR_NAMES: JsonSchema = {
     ]
 }
 
+WEIGHTS: JsonSchema = {
+    "anyOf": [
+        {"type": "object", "additionalProperties": {"type": "number", "exclusiveMinimum": 0}},
+        {"type": "string"},
+        {"type": "null"},
+    ]
+}
+
 
 class RunConfig(Section):
     """The configuration of a run."""
@@ -311,6 +322,18 @@ class RunConfig(Section):
     """The aggregation rule; or mixings and a rule, as `nnm+krum` or, with fields, `{mix: [...], rule:
     ...}`; your own as `module:Class`. `fedlaavg`, `fedavg` and `asap`, with a rule among their fields,
     stand for that participation."""
+    weights: Annotated[
+        dict[str, float] | Literal["samples"] | None,
+        BeforeValidator(read_weights),
+        WithJsonSchema(WEIGHTS),
+    ] = None
+    """What the vector of each worker weighs, by name, on any scale, as sizes of data sets: {alice: 190,
+    bob: 17834}, or a YAML or JSON file with that; `samples` takes the number of training samples that
+    `partition` deals to each. f becomes the weight of the f heaviest workers. null weighs all the same."""
+    weights_cap: Annotated[WeightCap | None, of_fields(WeightCap, "a cap of weights")] = None
+    """Truncation of `weights` at the largest U with which the ceil(alpha n) heaviest workers have at most
+    alpha_star of the weight, as {alpha_star: 0.4}; alpha is f / n unless given. null takes them as they
+    are."""
     participation: Annotated[Participation, of_registry(PARTICIPATION, DEFAULT)] = named_default(DEFAULT)
     """The workers whose vectors make a round: all, some that are selected, or the first that are ready."""
     model: Annotated[Model, of_registry(MODELS, "mlp")] = named_default("mlp")
@@ -367,6 +390,32 @@ class RunConfig(Section):
         return self.worker_names[self.workers - self.byzantine.count :]
 
     @property
+    def worker_weights(self) -> dict[str, float] | None:
+        """What the vector of each worker weighs, after truncation; None where all weigh the same.
+
+        A worker without a weight has the least of all. Numbers of samples are not known before the data
+        is there.
+        """
+        given, names = self.weights, self.worker_names
+        if not given or isinstance(given, str):
+            return None
+        least = min(given.values())
+        known = [given.get(name, least) for name in names]
+        capped = known if self.weights_cap is None else self.weights_cap.capped(known, self.f)
+        return dict(zip(names, known if capped is None else capped, strict=True))
+
+    def why_broken(self, rows: int) -> str | None:
+        """Why the rule promises nothing for so many rows of whichever workers; None where it does."""
+        weights = self.worker_weights
+        if weights is None:
+            return self.aggregator.requires(rows, self.f)
+        parts = (*self.aggregator.mix, self.aggregator.rule)
+        most = max(self.f, *(tolerance(part) or 0 for part in parts))
+        return self.aggregator.requires(
+            rows, self.f, least_favourable([*weights.values()], min(rows, self.workers), most)
+        )
+
+    @property
     def checkpoint_every(self) -> int | None:
         """Rounds from one checkpoint to the next; None for a run that writes none."""
         checkpoint = self.server.checkpoint
@@ -401,7 +450,7 @@ class RunConfig(Section):
     def _keeps(self, quorum: int) -> bool:
         """Whether the condition of the rule holds for all numbers of rows that this quorum allows."""
         rows = self.participation.row_counts(self.workers, self.f, quorum)
-        return all(self.aggregator.requires(n, self.f) is None for n in rows)
+        return all(self.why_broken(n) is None for n in rows)
 
     def resolved(self) -> dict[str, Any]:
         """Every setting with its value, in plain types; `loads` makes an equal configuration of it."""

@@ -1,15 +1,22 @@
-"""Names of workers: the default ones, and `workers: [alice, bob]` in place of a number."""
+"""Names and weights of workers: `workers: [alice, bob]` in place of a number, and `weights` by name."""
 
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from typing import Any
 
+from varangian.config.yaml_text import read
+from varangian.files import user_path
 from varangian.protos.identity.bundle import NAME
 from varangian.registry import ConfigError, Problem
 
 RULE = "should be letters, digits, '.', '_' and '-', at most 63, the first a letter or a digit"
+
+SAMPLES = "samples"
+"""In the place of weights: the numbers of training samples."""
+MOST_WEIGHT = 1e300
+WEIGHTS_RULE = "should be a mapping from workers to weights, a file with one, or samples"
 
 
 def default_names(n: int) -> tuple[str, ...]:
@@ -55,3 +62,35 @@ def _count_problems(given: Any, names: list[Any]) -> list[Problem]:
         return []
     rule = f"should be as many as `workers` says, {given}"
     return [Problem("names", rule, len(names), "Give `workers` a list of names, or set names=null.")]
+
+
+def read_weights(value: Any) -> Any:
+    """Weights by worker, sorted by name; null and `samples` stay what they are, and a file is read.
+
+    Raises:
+        ConfigError: not a mapping, or a weight that is no positive number.
+    """
+    if value is None or value == SAMPLES:
+        return value
+    if isinstance(value, str):
+        try:
+            value = read(user_path(value))
+        except ConfigError as error:
+            reasons = "; ".join(f"{problem.path}: {problem.rule}" for problem in error.problems)
+            raise ConfigError([Problem("", f"{WEIGHTS_RULE}. {reasons}", value)]) from None
+    if not isinstance(value, Mapping) or not value:
+        raise ConfigError([Problem("", WEIGHTS_RULE, value)])
+    given: Mapping[Any, Any] = value
+    if problems := [*_weight_problems(given)]:
+        raise ConfigError(problems)
+    return {name: float(given[name]) for name in sorted(given)}
+
+
+def _weight_problems(weights: Mapping[Any, Any]) -> Iterator[Problem]:
+    for name, weight in weights.items():
+        if not (isinstance(name, str) and NAME.fullmatch(name)):
+            yield Problem("", f"should have names of workers. A name {RULE}", name)
+        elif isinstance(weight, bool) or not isinstance(weight, int | float):
+            yield Problem(name, "should be a positive number", weight)
+        elif not 0 < weight < MOST_WEIGHT:
+            yield Problem(name, "should be positive and finite", weight)

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 
 from varangian.config import RunConfig
 from varangian.config.build import task
+from varangian.config.checks.weights import weight_sentence
 from varangian.files import user_path
 from varangian.launch.children.worker_processes import assign_processes
 from varangian.launch.identities import make_identities, uses_tls
@@ -18,6 +19,7 @@ from varangian.launch.server_run import (
     describe_misfits,
     memory_budget,
     try_aggregator,
+    with_sample_weights,
 )
 from varangian.protos.network.listen import ListenError, bind_sockets
 from varangian.registry import ConfigError, Problem
@@ -57,6 +59,7 @@ def rehearse(config: RunConfig) -> Rehearsal:
     crews = list[WorkerCompute]()
     with tried("data or model"):
         worker_compute = WorkerCompute(task(config))
+        config = with_sample_weights(config, worker_compute)
         crews.append(worker_compute)
         notes += describe_misfits(config, worker_compute.rehearse(worker_compute.initial()))
         worked.append(_try_computation(config, worker_compute))
@@ -68,6 +71,8 @@ def rehearse(config: RunConfig) -> Rehearsal:
             worked.append(account.sentence)
         with tried("aggregator"):
             try_aggregator(config, worker_compute.layout.sizes)
+            if sentence := weight_sentence(config):
+                worked.append(f"weights: {sentence.removeprefix('weights ')}")
         with tried("participation"):
             if plan := config.participation.latest_plan(config.workers, worker_compute.layout.numel):
                 plan.check_room()

@@ -24,7 +24,10 @@ from varangian.aggregators import AggregationError
 from varangian.aggregators.base import is_whole
 from varangian.config import RunConfig
 from varangian.config.build import learner, machine, task
+from varangian.config.checks.all_checks import find_problems
+from varangian.config.checks.weights import weight_sentence
 from varangian.config.settings import AUTO
+from varangian.config.worker_names import SAMPLES
 from varangian.launch.checkpoints.folder import Origin
 from varangian.launch.checkpoints.keeper import CheckpointKeeper
 from varangian.launch.checkpoints.kept_rows import KeptRows
@@ -165,10 +168,11 @@ class ServerRun:
 
         if problems := missing_packages(config.trackers):
             raise ConfigError(problems)
-        start, config, latest = settings_of(config, resume)
         try:
             # Samples were dealt among the workers of the start.
-            worker_compute = WorkerCompute(task(start)) if own is None else None
+            worker_compute = WorkerCompute(task(config)) if own is None else None
+            config = with_sample_weights(config, worker_compute)
+            start, config, latest = settings_of(config, resume)
             model_side = own if worker_compute is None else worker_compute
             assert model_side is not None
             initial = model_side.initial()
@@ -192,6 +196,9 @@ class ServerRun:
         device = learner_device(config, layout) if vectors is not worker_compute else "cpu"
         built = learner(config, initial, device, layout.sizes, layout.shapes)
         facts = {"memory": account.sentence} | ({"gradients": gradients} if gradients else {})
+        if sentence := weight_sentence(config):
+            facts["weights"] = sentence
+            notes = (*notes, sentence)
         run_folder, lock = open_folder(start, model_side.score_names, facts, note, folder, resume)
         return cls(
             config,
@@ -667,6 +674,24 @@ def describe_misfits(config: RunConfig, found: Mapping[str, str]) -> tuple[str, 
     return (f"{who}, and will decline each round: {', '.join(found)}. {reason}",)
 
 
+def with_sample_weights(config: RunConfig, worker_compute: WorkerCompute | None) -> RunConfig:
+    """The settings with numbers of training samples in the place of `weights: samples`.
+
+    Raises:
+        ConfigError: the rule does not hold with these weights, or nobody knows the numbers.
+    """
+    if config.weights != SAMPLES:
+        return config
+    if worker_compute is None:
+        rule = "should be numbers by worker for a model and data of a program"
+        raise ConfigError([Problem("weights", rule, SAMPLES)])
+    samples = {name: float(count) for name, count in sorted(worker_compute.samples.items())}
+    weighed = config.model_copy(update={"weights": samples})
+    if problems := find_problems(weighed, whole=False):
+        raise ConfigError(problems)
+    return weighed
+
+
 def try_aggregator(config: RunConfig, blocks: Sequence[int]) -> None:
     """Aggregate random rows where a rule or a mixing is the user's, so that its errors come before the run.
 
@@ -683,7 +708,9 @@ def try_aggregator(config: RunConfig, blocks: Sequence[int]) -> None:
         return
     random = torch.Generator().manual_seed(config.seed)
     try:
-        update = aggregator(torch.randn(n, d, generator=random), rng=random, blocks=blocks).vector
+        rows, weights = torch.randn(n, d, generator=random), config.worker_weights
+        weighing = None if weights is None else [*weights.values()][:n]
+        update = aggregator(rows, rng=random, blocks=blocks, weights=weighing).vector
     except AggregationError as error:
         raise ConfigError([Problem("aggregator", str(error).rstrip("."))]) from error
     if not bool(update.isfinite().all()):

@@ -102,6 +102,11 @@ def test_what_workers_and_attackers_remember_goes_on(simulations):
     simulations.assert_each_border_goes_on(*ATTACKED, attack, *more, "rounds=5", borders=(3,))
 
 
+def test_weights_go_on(simulations):
+    dealt = ("partition={dirichlet: {alpha: 1.0}}", "weights=samples", "weights_cap.alpha_star=0.4")
+    simulations.assert_each_border_goes_on(*dealt, "rounds=5", borders=(3,))
+
+
 @pytest.mark.exhaustive
 @pytest.mark.parametrize("gradients", ["exact", "batched"])
 @pytest.mark.parametrize(

@@ -17,6 +17,7 @@ from varangian.config.checks.rounds import (
     check_vectors,
     check_window,
 )
+from varangian.config.checks.weights import check_cap, check_dealt, check_weights
 from varangian.config.settings import AUTO, RunConfig
 from varangian.registry import FIXES, Problem, fixes
 from varangian.worker.attacks import DataAttack, ProtocolAttack, inner_attack, why_impossible
@@ -159,7 +160,7 @@ def _check_kept_rows(config: RunConfig) -> Iterator[Problem]:
 
 
 def _check_window_rule(config: RunConfig) -> Iterator[Problem]:
-    if config.server.memory != "window" or config.aggregator.requires(config.workers, config.f):
+    if config.server.memory != "window" or config.why_broken(config.workers):
         return
     if not streams(config.aggregator, config.workers):
         rule = "should be `rows` with this aggregator, which needs whole rows to weigh them"
@@ -214,7 +215,13 @@ CHECKS = (
     Check(frozenset({"server"}), _check_ports),
     Check(frozenset({"server"}), _check_deadline),
     Check(frozenset({"server"}), _check_kept_rows),
-    Check(frozenset({"workers", "f", "server", "aggregator", "participation"}), check_guarantee),
+    Check(frozenset({"workers", "weights", "weights_cap", "participation"}), check_weights),
+    Check(frozenset({"weights", "partition"}), check_dealt),
+    Check(frozenset({"workers", "f", "weights", "weights_cap"}), check_cap),
+    Check(
+        frozenset({"workers", "f", "server", "aggregator", "participation", "weights", "weights_cap"}),
+        check_guarantee,
+    ),
     Check(frozenset({"aggregator"}), _check_no_root),
     Check(frozenset({"aggregator"}), _check_no_place),
     Check(frozenset({"workers", "f", "server", "aggregator"}), _check_window_rule),

@@ -53,7 +53,9 @@ def check_guarantee(config: RunConfig) -> Iterator[Problem]:
     elif found := _broken_promise(config):
         rows, reason = found
         rule = f"{_describe_rows(config, rows)} the rule promises nothing: {reason}"
-        hint = f"{_cost_of_missing(config, rows)}It would hold with {FIXES}."
+        hint = (
+            f"{_cost_of_missing(config, rows)}{_cost_of_weights(config, rows)}It would hold with {FIXES}."
+        )
         yield Problem("aggregator", rule, NOTHING, hint, _fixes_of_promise(config))
 
 
@@ -97,7 +99,7 @@ def _describe_size(config: RunConfig, size: int) -> str:
 def _broken_promise(config: RunConfig) -> tuple[int, str] | None:
     """The fewest rows for which the rule promises nothing, and why; None when it keeps its promise."""
     for rows in config.participation.row_counts(config.workers, config.f, config.quorum):
-        if reason := config.aggregator.requires(rows, config.f):
+        if reason := config.why_broken(rows):
             return rows, reason
     return None
 
@@ -117,6 +119,13 @@ def _cost_of_missing(config: RunConfig, rows: int) -> str:
     if rows == config.quorum < config.participation.round_size(config.workers, config.f):
         return "A missing worker is a row less and does not lower f. "
     return ""
+
+
+def _cost_of_weights(config: RunConfig, rows: int) -> str:
+    """A sentence about the weights, where only they break the promise of the rule."""
+    if config.worker_weights is None or config.aggregator.requires(rows, config.f):
+        return ""
+    return "Without weights it would hold; `weights_cap`, as {alpha_star: 0.4}, truncates them. "
 
 
 def _fixes_of_promise(config: RunConfig) -> tuple[Fix, ...]:

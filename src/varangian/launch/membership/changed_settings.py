@@ -15,14 +15,18 @@ from varangian.server.rounds.membership import MemberChange
 def with_members(config: RunConfig, names: Iterable[str], f: int) -> RunConfig:
     """The settings with these workers and this f, after all checks: quorum and rule are as they follow.
 
-    Each part of the rule that takes an f gets the new one, unless it has one of its own. Who attacks is not
-    told to a server, and is left out.
+    A worker that `weights` does not name gets the least of them. Each part of the rule that takes an f gets
+    the new one, unless it has one of its own. Who attacks is not told to a server, and is left out.
 
     Raises:
         ConfigError: with every problem found.
     """
-    plain = config.resolved()
-    plain |= {"workers": sorted(names), "names": None, "f": f}
+    plain, names = config.resolved(), sorted(names)
+    plain |= {"workers": names, "names": None, "f": f}
+    if isinstance(config.weights, Mapping):
+        # Whoever was not there when the weights were given has the least of all.
+        least = min(config.weights.values())
+        plain["weights"] = dict.fromkeys(names, least) | plain["weights"]
     plain["aggregator"] = _with_f(plain["aggregator"], config.f, f)
     plain["byzantine"] = {}
     checked = check(plain, whole=False)
@@ -51,6 +55,7 @@ def change_of(
         dict(gone),
         frozenset(expelled),
         tuple(by),
+        config.worker_weights,
     )
 
 
