@@ -76,6 +76,7 @@ from varangian.aggregators.mixings.bucketing import Bucketing
 from varangian.aggregators.mixings.clipping import Clipping
 from varangian.aggregators.mixings.nnm import NNM
 from varangian.aggregators.mixings.synthetic import Synthetic
+from varangian.aggregators.numeric.shares import WeightCap
 from varangian.aggregators.pipeline import Aggregator
 from varangian.aggregators.rows import Rows, RowsError
 from varangian.aggregators.rules.bulyan import Bulyan
@@ -145,6 +146,7 @@ __all__ = [
     "TrimmedMean",
     "UPGrad",
     "UnitMean",
+    "WeightCap",
     "Weighting",
     "aggregator_from",
     "spec_of",

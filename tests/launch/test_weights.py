@@ -1,11 +1,12 @@
 """Simulations of workers whose vectors weigh differently."""
 
+import json
+
 import pytest
 
 from varangian.config.yaml_text import read
 from varangian.experiments.audit.command import audit
 from varangian.launch import run
-from varangian.launch.checkpoints.resume import as_begun
 from varangian.launch.dry_run import rehearse
 from varangian.registry import ConfigError
 
@@ -51,8 +52,10 @@ def test_numbers_of_samples(small, carried_out):
         "f=0",
     )
     result, records, notes = carried_out(*dealt, "rounds=2")
-    kept = read(result.folder / "config.yaml")
-    sizes = kept["weights"]
+    assert read(result.folder / "config.yaml")["weights"] == "samples"
+    kept = json.loads((result.folder / "manifest.json").read_text())
+    assert kept["weights"] == kept["samples"]
+    sizes = kept["samples"]
     assert (sum(sizes.values()), len(sizes)) == (1438, 5)
     assert records[0].weights == {name: pytest.approx(size / 1438) for name, size in sizes.items()}
     assert any(note.startswith("weights from") for note in notes)
@@ -69,17 +72,9 @@ def test_numbers_of_samples_that_break_the_promise_of_the_rule(small):
         run(config)
 
 
-def test_a_run_that_goes_on_has_the_numbers_of_its_start(small):
-    dealt = ("partition={dirichlet: {alpha: 1.0}}", "weights_cap.alpha_star=0.4")
-    began = small(*dealt, WEIGHTS)
-    asked = small(*dealt, "weights=samples")
-    assert as_begun(asked, began).weights == began.weights
-    assert as_begun(began, asked).weights == began.weights
-
-
-def test_kept_vectors_are_aggregated_again_by_weight(carried_out):
-    result, _, _ = carried_out(
-        "aggregator=nnm+trimmed_mean", WEIGHTS.replace("5", "4"), "server.keep_rows=2"
-    )
+@pytest.mark.parametrize("weights", [WEIGHTS.replace("5", "4"), "weights=samples"])
+def test_kept_vectors_are_aggregated_again_by_weight(carried_out, weights):
+    cap = ("weights_cap.alpha_star=0.35", "server.keep_rows=2", "partition={dirichlet: {alpha: 1.0}}")
+    result, _, _ = carried_out("aggregator=nnm+trimmed_mean", weights, *cap)
     found = audit(result.folder, recompute=True)
     assert not found.problems

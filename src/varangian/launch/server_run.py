@@ -171,8 +171,8 @@ class ServerRun:
         try:
             # Samples were dealt among the workers of the start.
             worker_compute = WorkerCompute(task(config)) if own is None else None
-            config = with_sample_weights(config, worker_compute)
-            start, config, latest = settings_of(config, resume)
+            start, weighed = config, with_sample_weights(config, worker_compute)
+            _, config, latest = settings_of(weighed, resume)
             model_side = own if worker_compute is None else worker_compute
             assert model_side is not None
             initial = model_side.initial()
@@ -195,9 +195,12 @@ class ServerRun:
         vectors, gradients = (None, "") if worker_compute is None else vector_source(config, worker_compute)
         device = learner_device(config, layout) if vectors is not worker_compute else "cpu"
         built = learner(config, initial, device, layout.sizes, layout.shapes)
-        facts = {"memory": account.sentence} | ({"gradients": gradients} if gradients else {})
+        facts: dict[str, Any] = {"memory": account.sentence} | (
+            {"gradients": gradients} if gradients else {}
+        )
         if sentence := weight_sentence(config):
-            facts["weights"] = sentence
+            facts["weights"] = config.worker_weights
+            facts |= {"samples": weighed.weights} if start.weights == SAMPLES else {}
             notes = (*notes, sentence)
         run_folder, lock = open_folder(start, model_side.score_names, facts, note, folder, resume)
         return cls(

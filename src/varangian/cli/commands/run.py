@@ -16,7 +16,7 @@ from varangian.cli.views.progress import progress, view_for
 from varangian.config import RunConfig, advice, load
 from varangian.config.overrides import from_environment
 from varangian.launch import Note, RunError, RunResult, run
-from varangian.launch.checkpoints.resume import RunOver, as_begun, find_run, resume, settings_of
+from varangian.launch.checkpoints.resume import RunOver, find_run, resume, settings_of, with_seed_of
 from varangian.launch.checkpoints.resumed import Resumed
 from varangian.registry import ConfigError, Problem
 from varangian.server.participation import DEFAULT, PARTICIPATION
@@ -91,7 +91,7 @@ def configuration(
             if folder is None:
                 return found, GoingOn(None, args.force)
             if args.config is not None:
-                return as_begun(found, settings_of(folder)), GoingOn(folder, args.force)
+                return with_seed_of(found, settings_of(folder)), GoingOn(folder, args.force)
         # The settings of the run stand in the place of a file.
         return settings_of(folder, settings, os.environ, whole=whole), GoingOn(folder, args.force)
     except RunError as error:

@@ -14,6 +14,7 @@ from varangian.aggregators.kernels import backend_for
 from varangian.config import RunConfig
 from varangian.config import load as load_config
 from varangian.config.build import learner as build_learner
+from varangian.config.worker_names import SAMPLES, read_weights
 from varangian.experiments.audit.chain_check import FILE, Line
 from varangian.launch.checkpoints.kept_rows import KeptRound, kept_rounds
 from varangian.launch.membership.changed_settings import with_members
@@ -80,7 +81,7 @@ def replay(
         at = max((change for change in changes if change <= round), default=-1)
         if (configs[round], at) not in read:
             members = records[at]["membership"] if at >= 0 else None
-            read[configs[round], at] = _config(folder / configs[round], members)
+            read[configs[round], at] = _config(folder / configs[round], members, manifest.get("samples"))
         config = read[configs[round], at]
         if different := _difference(config, round, kept, record):
             done.problems.append(f"{FILE}, {names[round]}, has other {different} than its kept rows give")
@@ -99,9 +100,17 @@ def _configs(lines: Sequence[Line]) -> Iterator[tuple[int, str]]:
         yield line.round, name
 
 
-def _config(file: Path, members: Mapping[str, Any] | None) -> RunConfig:
-    """The configuration in a file, with the workers and the f of the last change of members."""
+def _config(file: Path, members: Mapping[str, Any] | None, samples: Any) -> RunConfig:
+    """The configuration in a file, with the workers and the f of the last change of members.
+
+    Args:
+        file: the configuration.
+        members: that change, as the record has it.
+        samples: the number of training samples of each worker, where they were weights.
+    """
     config = load_config(file, whole=False)
+    if config.weights == SAMPLES and isinstance(samples, dict):
+        config = config.model_copy(update={"weights": read_weights(samples)})
     return config if members is None else with_members(config, members["workers"], members["f"])
 
 

@@ -14,7 +14,6 @@ from pathlib import Path
 from typing import Any
 
 from varangian.config import RunConfig, load
-from varangian.config.worker_names import SAMPLES
 from varangian.config.yaml_text import dump
 from varangian.files import settings_file, user_path
 from varangian.launch.checkpoints.changes import Change, changes, learning_rates, problems, refused
@@ -90,10 +89,8 @@ def find_run(config: RunConfig, *, whatever: bool = False, over: bool = False) -
     return None
 
 
-def as_begun(config: RunConfig, before: RunConfig) -> RunConfig:
-    """The configuration with what was found out when the run began: its seed, and weights by `samples`."""
-    if config.weights == SAMPLES:
-        config = config.model_copy(update={"weights": before.weights})
+def with_seed_of(config: RunConfig, before: RunConfig) -> RunConfig:
+    """The configuration with the server's seed of the run, which was drawn when it began."""
     if config.server.seed is not None or before.server.seed is None:
         return config
     server = config.server.model_copy(update={"seed": before.server.seed})
@@ -123,7 +120,7 @@ def resume(
         RunError: the folder cannot be used, or another server works in it.
     """
     before = settings_of(folder)
-    config = as_begun(config, before)
+    config = with_seed_of(config, before)
     found = changes(before, config)
     wrong = refused(found, config)
     if wrong and not force:
@@ -237,7 +234,7 @@ def _rounds_of(folder: Path, config: RunConfig, whatever: bool) -> int | None:
         before = settings_of(folder)
         if whatever:
             return before.rounds
-        if not refused(changes(before, as_begun(config, before)), config):
+        if not refused(changes(before, with_seed_of(config, before)), config):
             return config.rounds
     return None
 
