@@ -20,6 +20,8 @@ if TYPE_CHECKING:
     from varangian.client.connect import connect as connect
     from varangian.client.connect import connect_async as connect_async
     from varangian.client.outcome import Outcome as Outcome
+    from varangian.client.outer import Outer as Outer
+    from varangian.client.outer import outer as outer
     from varangian.client.worker import Worker as Worker
     from varangian.launch.output.saved_model import load as load
     from varangian.serving.server import Server as Server
@@ -33,6 +35,7 @@ _LAZY = {
     "Worker": "varangian.client.worker",
     "AsyncWorker": "varangian.client.async_worker",
     "Outcome": "varangian.client.outcome",
+    **dict.fromkeys(("outer", "Outer"), "varangian.client.outer"),
     "ClientError": "varangian.worker.transport.client",
     "load": "varangian.launch.output.saved_model",
     "Server": "varangian.serving.server",

@@ -17,6 +17,7 @@ BRIEF = ["backend=simulate", "rounds=2", "evaluate.every=1", "worker.batch_size=
     [
         ("text", ["accuracy", "perplexity"], ["data.custom.options={train: 40, test: 8}"]),
         ("regression", ["median_error"], []),
+        ("char-gpt", ["accuracy", "perplexity"], ["worker.local_steps=1", "data.custom.options={test: 8}"]),
     ],
 )
 def test_an_example_runs_and_reports_its_metrics(tmp_path, monkeypatch, example, metrics, settings):

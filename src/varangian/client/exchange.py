@@ -139,7 +139,12 @@ class Exchange:
         return True
 
     def begin_push(
-        self, vector: Tensor | None, scaler: GradScaler | None, divide: float, copy: bool
+        self,
+        vector: Tensor | None,
+        scaler: GradScaler | None,
+        divide: float,
+        copy: bool,
+        plain: bool = False,
     ) -> Future[Outcome]:
         """Make the vector and begin to send it.
 
@@ -148,6 +153,7 @@ class Exchange:
             scaler: that has scaled them.
             divide: a number to divide by.
             copy: whether a vector of the user's own may change meanwhile.
+            plain: whether it goes without worker momentum.
         """
         given = self._open_round("push()")
         if not divide > 0:
@@ -172,7 +178,7 @@ class Exchange:
                     "be sent."
                 ) from None
             return self.begin_decline(OVERFLOW if scaler is not None else NOT_FINITE)
-        if given.start == (self.run, self.terms.epoch) and self.memory.beta > 0:
+        if given.start == (self.run, self.terms.epoch) and self.memory.beta > 0 and not plain:
             flat = self.memory.vector(given.round, flat)
         self._answered, self._seconds = True, time.monotonic() - self._began
         late = self._late(given)

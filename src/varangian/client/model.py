@@ -71,6 +71,14 @@ class ModelVector:
         for parameter, (start, stop) in zip(self.parameters, self._places, strict=True):
             parameter.copy_(flat[start:stop].view(parameter.shape))
 
+    @torch.no_grad()
+    def flat(self) -> Tensor:
+        """The parameters as (d,) float32 on the device of the model, a copy."""
+        flat = torch.empty(self.layout.numel, dtype=torch.float32, device=self.device)
+        for parameter, (start, stop) in zip(self.parameters, self._places, strict=True):
+            flat[start:stop].copy_(parameter.reshape(-1))
+        return flat
+
     def clear_gradients(self) -> None:
         for parameter in self.parameters:
             parameter.grad = None

@@ -25,6 +25,11 @@ class WorkerFacts:
         self._exchange = exchange
 
     @property
+    def exchange(self) -> Exchange:
+        """What other parts of this package work with."""
+        return self._exchange
+
+    @property
     def name(self) -> str:
         """The name of the worker."""
         return self._exchange.name

@@ -1,0 +1,206 @@
+"""A character GPT trained by DiLoCo while workers attack: rules side by side.
+
+    python benchmarks/diloco.py --json benchmarks/results/diloco.json
+    python benchmarks/diloco.py --rounds 3 --rules mean flag --attacks none alie
+
+Each cell is the held-out loss of a `varangian run` with the backend `simulate`: workers take H steps of
+AdamW and push where they led, the server steps with Nesterov momentum (`docs/how-to/outer-steps.md`). Of
+the rules, `median_norm` is none of this project: each vector is scaled down to the median of all lengths
+and the mean is taken, as trainers with untrusted peers do. Traffic is computed, not measured.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import math
+import platform
+import sys
+import tempfile
+import time
+from collections.abc import Iterator, Sequence
+from concurrent.futures import ProcessPoolExecutor, as_completed
+from dataclasses import asdict, dataclass
+from multiprocessing import get_context
+from pathlib import Path
+
+import torch
+
+HERE = Path(__file__).resolve().parent
+EXAMPLE = HERE.parent / "examples" / "char-gpt"
+
+ATTACKS = {
+    "none": None,
+    "alie": "alie",
+    "min-max": "min_max",
+    "sign flip": "sign_flip",
+    "stale": "{replay: {age: 5}}",
+    "NaN": "non_finite",
+    "x1000": "{extreme_scale: {scale: 1000.0}}",
+}
+"""Settings of `byzantine.attack` by name."""
+
+
+@dataclass(frozen=True)
+class MedianNorm:
+    """Clipping to the median of the lengths, then the mean: a bound on one vector, and no robust rule."""
+
+    def requires(self, n: int, f: int) -> str | None:
+        return None
+
+    def __call__(self, gram: object) -> torch.Tensor:
+        norms: torch.Tensor = gram.norms  # type: ignore[attr-defined]
+        median = norms.sort().values[(len(norms) - 1) // 2]
+        return torch.where(norms > median, median / norms, torch.ones_like(norms)) / len(norms)
+
+
+RULES = {"median_norm": "diloco:MedianNorm"}
+"""Settings of `aggregator` for names that are no rules."""
+
+
+@dataclass(frozen=True)
+class Job:
+    rule: str
+    attack: str
+    settings: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class Result:
+    """How a run ended."""
+
+    rule: str
+    attack: str
+    loss: float | None
+    """None where it is not finite."""
+    rounds: int
+    outcome: str
+    curve: list[tuple[int, float | None]]
+    """Rounds that were done, and the loss then."""
+    numbers: int
+    """d, of the model."""
+    seconds: float
+    digest: str
+
+
+def carried_out(job: Job) -> Result:
+    sys.path[:0] = [str(HERE), str(EXAMPLE)]
+    torch.set_num_threads(1)
+    from varangian import launch, load
+    from varangian.config import load as config_of
+
+    curve: list[tuple[int, float | None]] = []
+    began = time.perf_counter()
+    with tempfile.TemporaryDirectory() as output:
+        config = config_of(str(EXAMPLE / "run.yaml"), [*job.settings, f"output={output}"])
+        result = launch.run(
+            config,
+            observe=lambda record: (
+                curve.append((record.round + 1, plain(record.loss))) if record.loss is not None else None
+            ),
+            note=lambda text: None,
+        )
+        state = load(result.folder, state=True)
+    numbers = sum(value.numel() for value in state.values())
+    return Result(
+        job.rule,
+        job.attack,
+        plain(result.loss),
+        result.rounds,
+        result.outcome,
+        curve,
+        numbers,
+        round(time.perf_counter() - began, 1),
+        result.digest,
+    )
+
+
+def plain(loss: float | None) -> float | None:
+    return loss if loss is not None and math.isfinite(loss) else None
+
+
+def jobs(args: argparse.Namespace) -> Iterator[Job]:
+    for attack in args.attacks:
+        for rule in args.rules:
+            attacks = ATTACKS[attack] is not None
+            yield Job(
+                rule,
+                attack,
+                (
+                    f"seed={args.seed}",
+                    f"rounds={args.rounds}",
+                    f"worker.local_steps={args.steps}",
+                    f"aggregator={RULES.get(rule, rule)}",
+                    f"evaluate.every={max(1, args.rounds // 5)}",
+                    f"wire.dtype={args.wire}",
+                    f"byzantine.count={2 if attacks else 0}",
+                    f"byzantine.attack={ATTACKS[attack] if attacks else 'null'}",
+                    *args.set,
+                ),
+            )
+
+
+def traffic(numbers: int, wire: str, steps: int, workers: int) -> dict[str, float]:
+    """Bytes of one worker for each step of training: what it sends and gets here, and in a ring of DDP."""
+    of_push = {"float32": 4.0, "bfloat16": 2.0, "int8": 1 + 4 / 256}[wire]
+    return {
+        "push": round(numbers * of_push / steps),
+        "pull": round(numbers * 4 / steps),
+        "ddp_sent": round(2 * (workers - 1) / workers * 4 * numbers),
+        "ddp_received": round(2 * (workers - 1) / workers * 4 * numbers),
+    }
+
+
+def table(results: Sequence[Result], args: argparse.Namespace) -> str:
+    found = {(result.rule, result.attack): result for result in results}
+    lines = [["attack", *args.rules], ["---"] * (1 + len(args.rules))]
+    for attack in args.attacks:
+        cells = [found[rule, attack].loss for rule in args.rules]
+        lines.append([attack, *("diverged" if loss is None else f"{loss:.3f}" for loss in cells)])
+    return "\n".join(f"| {' | '.join(line)} |" for line in lines)
+
+
+def arguments() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    rules = ["flag", "nnm+trimmed_mean", "mean", "median_norm"]
+    parser.add_argument("--rules", nargs="+", default=rules, help="as `aggregator` takes them")
+    parser.add_argument("--attacks", nargs="+", default=[*ATTACKS], choices=ATTACKS)
+    parser.add_argument("--steps", type=int, default=20, help="H, inner steps of a round; by default 20")
+    parser.add_argument("--rounds", type=int, default=25)
+    parser.add_argument("--wire", default="float32", choices=["float32", "bfloat16", "int8"])
+    parser.add_argument("--seed", type=int, default=1)
+    parser.add_argument("--jobs", type=int, default=1, help="runs at a time; by default 1")
+    parser.add_argument("--set", nargs="*", default=[], metavar="KEY=VALUE", help="further settings")
+    parser.add_argument("--json", type=Path, help="where to write all runs")
+    return parser.parse_args()
+
+
+def main() -> None:
+    args = arguments()
+    results: list[Result] = []
+    with ProcessPoolExecutor(args.jobs, mp_context=get_context("spawn")) as pool:
+        for future in as_completed([pool.submit(carried_out, job) for job in jobs(args)]):
+            result = future.result()
+            results.append(result)
+            loss = "diverged" if result.loss is None else f"{result.loss:.4f}"
+            print(
+                f"{result.attack}, {result.rule}: {loss}, {result.rounds} rounds, {result.seconds} s",
+                flush=True,
+            )
+    bytes = traffic(results[0].numbers, args.wire, args.steps, 8)
+    print(f"\n{table(results, args)}\n\nbytes of a worker for each step: {bytes}")
+    if args.json:
+        kept = {
+            "command": f"python benchmarks/diloco.py {' '.join(sys.argv[1:])}",
+            "python": platform.python_version(),
+            "torch": torch.__version__,
+            "bytes_per_step": bytes,
+            "results": [asdict(result) for result in results],
+        }
+        args.json.write_text(json.dumps(kept, indent=1) + "\n")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,200 @@
+"""Outer steps of DiLoCo: a loop takes H steps with an optimizer of its own, and pushes where they led.
+
+"DiLoCo: Distributed Low-Communication Training of Language Models" (Douillard et al., 2023). The vector is
+the pseudo-gradient, the parameters at the start less those after H steps, and the server's optimizer takes
+the outer step. With a delay, as in "Streaming DiLoCo with overlapping communication" (Douillard et al.,
+2025), inner steps go on while the vector travels.
+"""
+
+from __future__ import annotations
+
+from concurrent.futures import Future
+from dataclasses import dataclass
+from types import TracebackType
+
+from torch import Tensor, nn
+
+from varangian.client.exchange import Exchange, wait
+from varangian.client.model import ModelVector, unwrapped
+from varangian.client.outcome import Outcome
+from varangian.client.session import Given
+from varangian.client.worker import Worker
+from varangian.worker.training.flat import DivergedError, check_finite
+from varangian.worker.transport.client import ClientError
+from varangian.worker.transport.results import Finished
+
+DIVERGED = (
+    "The parameters after {steps} inner steps are not finite, or too far from those at the start to be "
+    "sent: the model has diverged. The state of the inner optimizer may be bad as well."
+)
+
+
+@dataclass(frozen=True)
+class Underway:
+    """A pseudo-gradient on its way, and the pull after it."""
+
+    pushing: Future[Outcome]
+    pulling: Future[Given | Finished]
+
+
+def outer(
+    model: nn.Module,
+    worker: Worker,
+    *,
+    every: int,
+    delay: int = 0,
+    alpha: float = 0.5,
+    momentum: bool = False,
+) -> Outer:
+    """Outer steps for a loop with an optimizer of its own, in the place of `worker.pull` and `worker.push`.
+
+        inner = torch.optim.AdamW(model.parameters(), 1e-3)
+        with varangian.outer(model, worker, every=100) as outer:
+            for batch in loader:
+                if not outer.running: break
+                inner.zero_grad()
+                loss_of(model, batch).backward()
+                inner.step()
+                outer.step()
+
+    Args:
+        model: the module that the worker was connected with.
+        worker: as `connect` returns it; its `pull` and `push` are not called meanwhile.
+        every: H, inner steps for each outer one.
+        delay: inner steps that are taken while the vector travels and the round closes, fewer than `every`.
+        alpha: with a delay, the part of the loop's own parameters in those with which it goes on; the rest
+            is the server's. 0 drops the steps that were taken meanwhile. Without a delay it has no effect.
+        momentum: whether worker momentum, as `worker.momentum` has it, is over pseudo-gradients. By default
+            there is none: the outer optimizer has its own.
+
+    Raises:
+        ClientError: an argument cannot be used.
+    """
+    exchange = worker.exchange
+    if every < 1:
+        raise ClientError(f"`every` should be a number of inner steps, at least 1. Found {every!r}.")
+    if not 0 <= delay < every:
+        raise ClientError(f"`delay` should be from 0 to below `every`, {every}. Found {delay!r}.")
+    if not 0 <= alpha < 1:
+        raise ClientError(f"`alpha` should be at least 0 and less than 1. Found {alpha!r}.")
+    own = ModelVector(unwrapped(model)).parameters
+    if [id(parameter) for parameter in own] != [id(parameter) for parameter in exchange.model.parameters]:
+        raise ClientError("`model` should be the one that the worker was connected with. Found another.")
+    return Outer(exchange, every, delay, alpha if delay else 0.0, momentum)
+
+
+class Outer:
+    """Outer steps of one worker, as `varangian.outer` makes them; a context manager.
+
+    On entry it pulls the parameters of a round. Buffers of the model and the inner optimizer stay the
+    loop's own; only parameters are replaced.
+    """
+
+    def __init__(self, exchange: Exchange, every: int, delay: int, alpha: float, momentum: bool) -> None:
+        self._exchange, self._every, self._delay = exchange, every, delay
+        self._alpha, self._momentum = alpha, momentum
+        self._start: Tensor | None = None
+        """The parameters that the model got from the server last, (d,) float32, as its types round them."""
+        self._steps = 0
+        self._underway: Underway | None = None
+
+    @property
+    def running(self) -> bool:
+        """Whether the run goes on; False once it is over, and the model is then where its steps led."""
+        return self._start is not None
+
+    @property
+    def steps(self) -> int:
+        """Inner steps since the last outer one."""
+        return self._steps
+
+    def step(self) -> Outcome | None:
+        """Count an inner step; the H-th pushes, waits for the next round and takes up its parameters.
+
+        With a delay the H-th begins to, and the `delay`-th after it waits.
+
+        Returns:
+            The outcome of the push once it is known, None for the other steps and when the run is over. A
+            vector that does not count, as one that comes too late, is lost: the loop goes on from the
+            server's parameters.
+
+        Raises:
+            ClientError: the server cannot be reached any more, or does not take this worker.
+        """
+        if not self.running:
+            return None
+        self._steps += 1
+        outcome = None
+        if self._underway is not None and self._steps >= self._delay:
+            outcome = self._take_up(self._underway)
+        if self.running and self._steps >= self._every:
+            underway = self._begin()
+            if not self._delay:
+                outcome = self._take_up(underway)
+        return outcome
+
+    def sync(self) -> Outcome | None:
+        """Take the outer step now, after however many inner ones, and wait for it; None if there were none.
+
+        Raises:
+            ClientError: as `step`.
+        """
+        outcome = None if self._underway is None else self._take_up(self._underway)
+        return self._take_up(self._begin()) if self.running and self._steps else outcome
+
+    def _begin(self) -> Underway:
+        """Begin to push, and to pull when that is done."""
+        assert self._start is not None
+        difference = (self._start - self._exchange.model.flat()).cpu()
+        steps, self._steps = self._steps, 0
+        try:
+            check_finite(difference)
+        except DivergedError:
+            pushing = self._exchange.begin_decline(DIVERGED.format(steps=steps))
+        else:
+            plain = not self._momentum
+            pushing = self._exchange.begin_push(difference, None, 1, copy=False, plain=plain)
+        self._underway = Underway(pushing, self._exchange.begin_pull())
+        return self._underway
+
+    def _take_up(self, underway: Underway) -> Outcome:
+        """Wait for the next round, and go on from its parameters."""
+        self._underway = None
+        try:
+            outcome, got = wait(underway.pushing), wait(underway.pulling)
+        except BaseException:
+            underway.pulling.cancel()
+            raise
+        own = self._exchange.model.flat() if self._alpha > 0 else None
+        self._pulled(got)
+        if own is not None and self._start is not None:
+            self._exchange.model.load(self._start.lerp(own.to(self._start.device), self._alpha))
+        return outcome
+
+    def _pulled(self, got: Given | Finished) -> None:
+        going_on = self._exchange.end_pull(got, zero_grad=False)
+        self._start = self._exchange.model.flat() if going_on else None
+
+    def __enter__(self) -> Outer:
+        self._steps, self._underway = 0, None
+        self._pulled(wait(self._exchange.begin_pull()))
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        """Wait for a vector that is on its way unless there is an error; steps after it are not pushed."""
+        underway, self._underway = self._underway, None
+        going_on, self._start = self.running, None
+        if underway is not None:
+            try:
+                if error is None:
+                    wait(underway.pushing)
+            finally:
+                underway.pulling.cancel()
+        elif going_on and error is None:
+            wait(
+                self._exchange.begin_decline(
+                    f"The loop ended after {self._steps} of {self._every} inner steps."
+                )
+            )
