@@ -20,7 +20,12 @@ WITHOUT_EFFECT = (
 """Settings that say where a run takes place and what becomes of it; its numbers do not depend on them."""
 OF_AUTO = ("server.deadline_floor", "server.deadline_ceiling")
 """Settings of a deadline that sets itself, without an effect where the deadline is a number."""
-ADDED: Mapping[str, Any] = {"worker.inner": None, "weights": None, "weights_cap": None}
+ADDED: Mapping[str, Any] = {
+    "worker.inner": None,
+    "weights": None,
+    "weights_cap": None,
+    "optimizer.dampening": 0.0,
+}
 """Settings that earlier versions did not have, with the value that stands for what those did. With it they
 are left out, so that runs of earlier versions keep their identity."""
 DIGITS = 16
