@@ -22,9 +22,10 @@ from varangian.protos.network.grpc_log import install_log_filter
 from varangian.protos.network.malloc import keep_large_blocks
 from varangian.protos.network.thread_results import result_of
 from varangian.structured_logs import enter, event
-from varangian.worker.loop import work
+from varangian.worker.loop import NO_SPANS, work
 from varangian.worker.misbehaving import MisbehavingClient
 from varangian.worker.signals import SignalHandling
+from varangian.worker.spans import Spans, TracedSpans
 from varangian.worker.training.compute import WorkerCompute
 from varangian.worker.training.history import WorkerHistory
 from varangian.worker.training.task import Task
@@ -51,6 +52,7 @@ def host(
     state: Callable[[str], Path] | None = None,
     tidy: bool = False,
     heartbeat: Path | None = None,
+    traces: bool = False,
 ) -> int:
     """Host these workers until the run is finished; returns the exit code of the process.
 
@@ -70,6 +72,7 @@ def host(
             they go on after a crash; None keeps nothing.
         tidy: delete what belongs to no checkpoint when the run is over.
         heartbeat: a file that is touched every second while the process answers.
+        traces: make spans of computations and pushes, for OpenTelemetry.
     """
     keep_large_blocks()
     install_log_filter()
@@ -85,6 +88,7 @@ def host(
     except ValueError as error:
         log.error("%s", error, extra=event("worker_failed"))
         return FAILED
+    spans = TracedSpans() if traces else NO_SPANS
     members = [tuple(names)] if one_of else [(name,) for name in names]
     worker_compute.hosted = tuple(names)
     history = WorkerHistory(worker_compute, state)
@@ -94,13 +98,16 @@ def host(
         ThreadPoolExecutor(1, "varangian-workers", torch.set_num_threads, (threads,)) as executor,
     ):
         descriptors.check_free()
-        run = _until_stopped(server, members, proofs, worker_compute, history, executor, ending, backoff)
+        run = _until_stopped(
+            server, members, proofs, worker_compute, history, executor, ending, backoff, spans
+        )
         code = FAILED
         try:
             code = asyncio.run(_with_heartbeat(run, heartbeat))
             return code
         finally:
             history.close(over=tidy and code == FINISHED)
+            spans.close()
 
 
 async def _with_heartbeat(run: Coroutine[Any, Any, int], heartbeat: Path | None) -> int:
@@ -117,6 +124,7 @@ async def _until_stopped(
     executor: Executor,
     ending: SignalHandling,
     backoff: Backoff,
+    spans: Spans,
 ) -> int:
     tasks: list[asyncio.Task[int]] = []
     main = asyncio.current_task()
@@ -126,7 +134,9 @@ async def _until_stopped(
             async with asyncio.TaskGroup() as group:
                 for names in members:
                     task = group.create_task(
-                        _run_member(names, server, proofs, worker_compute, history, executor, backoff)
+                        _run_member(
+                            names, server, proofs, worker_compute, history, executor, backoff, spans
+                        )
                     )
                     tasks.append(task)
                     task.add_done_callback(partial(_say_who_is_left, names, members, tasks))
@@ -177,6 +187,7 @@ async def _run_member(
     history: WorkerHistory,
     executor: Executor,
     backoff: Backoff,
+    spans: Spans,
 ) -> int:
     """Work under the first of these names that is free, until the run is finished or refuses it."""
     task = worker_compute.task
@@ -214,6 +225,7 @@ async def _run_member(
     try:
         for name in names:
             async with _client(server, name, proofs[name], worker_compute, backoff) as client:
+                client.traced = spans is not NO_SPANS
                 if len(names) == 1 or await client.claim():
                     if len(names) > 1:
                         worker_compute.hosted = (name,)
@@ -223,6 +235,7 @@ async def _run_member(
                         next_round=partial(next_round, name),
                         on_counted=partial(confirm, client),
                         rewind=partial(rewind, client),
+                        spans=spans,
                     )
                     log.info("%s: %s", name, reason, extra=event("worker_done", worker=name))
                     return FINISHED

@@ -11,6 +11,7 @@ from torch import Tensor
 
 from varangian.protos.contract import Terms
 from varangian.structured_logs import enter, event
+from varangian.worker.spans import Spans
 from varangian.worker.transport.client import Finished, Pulled, Receipt
 from varangian.worker.transport.results import Declined
 
@@ -32,6 +33,7 @@ class Transport(Protocol):
     async def decline(self, round: int, reason: str) -> None: ...
 
 
+NO_SPANS = Spans()
 SIGN_OF_LIFE = 3.0
 """Seconds between calls while a worker computes: several fit into the time after which a name is free."""
 
@@ -51,6 +53,7 @@ async def work(
     next_round: Callable[[int], int] = every_round,
     on_counted: Callable[[int], None] = lambda round: None,
     rewind: Callable[[int], Awaitable[tuple[int, Tensor] | None]] = forgets_nothing,
+    spans: Spans = NO_SPANS,
 ) -> str:
     """Join, then serve rounds until the run is finished; returns why it ended.
 
@@ -68,6 +71,7 @@ async def work(
         rewind: called with the first round that this worker is given, and with that after each start of the
             server: what the worker remembers is to be that of this round. Returns a round before it, with
             its vector, of which the server is to say whether it was counted.
+        spans: of computations and pushes.
 
     Raises:
         ClientError: when the server cannot be worked with.
@@ -99,7 +103,8 @@ async def work(
                     on_counted(unconfirmed[0])
         served = round
         try:
-            vector = await _compute_alive(compute(round, pulled.parameters), client, sign_of_life)
+            with spans.span("compute", pulled.trace_parent, client.name, round):
+                vector = await _compute_alive(compute(round, pulled.parameters), client, sign_of_life)
         except Declined as declined:
             if declined.reason not in reasons:
                 reasons.add(declined.reason)
@@ -114,7 +119,9 @@ async def work(
             continue
         if vector is None or _start(client) != start:
             continue
-        receipt = await client.push(round, vector)
+        with spans.span("push", pulled.trace_parent, client.name, round) as span:
+            receipt = await client.push(round, vector)
+            span.outcome, span.error = "counted" if receipt.counted else "refused", receipt.code
         if receipt.counted:
             on_counted(round)
         elif receipt.code not in codes:

@@ -8,58 +8,29 @@ program can hang spans of its own below it without being told anything.
 from __future__ import annotations
 
 import hashlib
-import logging
-import os
-import threading
 import time
 from collections import deque
-from collections.abc import Callable, Mapping
-from importlib.util import find_spec
+from collections.abc import Callable
 from typing import TYPE_CHECKING
 
 from varangian import __version__
 from varangian.server.observability.record import RoundRecord
 from varangian.server.observability.traffic import OpenCall
-from varangian.structured_logs import event
+from varangian.telemetry import open_telemetry
 
 if TYPE_CHECKING:
     from opentelemetry.context import Context
     from opentelemetry.sdk.trace.export import SpanExporter
     from opentelemetry.util.types import AnyValue
 
-log = logging.getLogger(__name__)
-
-EXTRA = "traces need the packages of OpenTelemetry: pip install 'varangian[otel]'"
 SERVICE = "varangian-server"
 """The name of the service unless `OTEL_SERVICE_NAME` or `OTEL_RESOURCE_ATTRIBUTES` has one."""
 MOST_CALLS = 4096
 """Calls that wait for the record of their round; the oldest are dropped."""
 PHASES = ("wait", "gram", "rule", "step", "evaluate")
 """The phases of a round in their order."""
-FLUSH = 5.0
-"""Seconds for the last spans at the end of a run."""
 SECOND = 1_000_000_000
 """In nanoseconds."""
-
-
-class MissingTracing(ImportError):
-    """OpenTelemetry is not installed, or not set up for this server; the text says what to do."""
-
-
-def require() -> None:
-    """See that traces can be made.
-
-    Raises:
-        MissingTracing: they cannot.
-    """
-    if find_spec("opentelemetry") is None or find_spec("opentelemetry.sdk") is None:
-        raise MissingTracing(EXTRA)
-    chosen = _chosen()
-    if chosen not in EXPORTERS:
-        names = ", ".join(EXPORTERS)
-        raise MissingTracing(f"OTEL_TRACES_EXPORTER should be one of {names}. Found {chosen!r:.100}.")
-    if chosen == "otlp" and find_spec("opentelemetry.exporter.otlp.proto.http") is None:
-        raise MissingTracing(EXTRA)
 
 
 def ids_of(run: str, epoch: int, round: int) -> tuple[int, int]:
@@ -91,9 +62,6 @@ class Tracing:
         exporter: SpanExporter | None = None,
         now: Callable[[], int] = time.time_ns,
     ) -> None:
-        from opentelemetry.sdk.resources import SERVICE_NAME, Resource
-        from opentelemetry.sdk.trace import TracerProvider
-        from opentelemetry.sdk.trace.export import BatchSpanProcessor
         from opentelemetry.sdk.trace.id_generator import RandomIdGenerator
 
         class Ids(RandomIdGenerator):
@@ -109,15 +77,13 @@ class Tracing:
 
         self._run, self._epoch, self._now = run, epoch, now
         self._ids = Ids()
-        resource = Resource.create({"service.version": __version__})
-        if str(resource.attributes[SERVICE_NAME]).startswith("unknown_service"):
-            resource = resource.merge(Resource({SERVICE_NAME: SERVICE}))
-        self._provider = TracerProvider(resource=resource, id_generator=self._ids, shutdown_on_exit=False)
-        exporter = exporter or EXPORTERS[_chosen()]()
-        if exporter is not None:
-            self._provider.add_span_processor(BatchSpanProcessor(exporter))
+        self._provider = open_telemetry.provider(SERVICE, exporter, self._ids)
         self._tracer = self._provider.get_tracer("varangian", __version__)
         self._calls = deque[OpenCall](maxlen=MOST_CALLS)
+
+    def trace_parent(self, round: int) -> str:
+        """The span of a round as a worker is told it, which may hang spans of its own below it."""
+        return open_telemetry.trace_parent(*ids_of(self._run, self._epoch, round))
 
     def note_call(self, call: OpenCall) -> None:
         """Keep a push or a pull for the span of its round."""
@@ -176,11 +142,7 @@ class Tracing:
 
     def close(self) -> None:
         """Send what is left, for a few seconds at most. Not for the event loop."""
-        sending = threading.Thread(target=self._provider.shutdown, daemon=True)
-        sending.start()
-        sending.join(FLUSH)
-        if sending.is_alive():
-            log.warning("the last spans were not sent within %g s", FLUSH, extra=event("spans_lost"))
+        open_telemetry.close(self._provider)
 
 
 def _phases(record: RoundRecord) -> dict[str, float]:
@@ -188,31 +150,3 @@ def _phases(record: RoundRecord) -> dict[str, float]:
     parts = record.aggregation or {"rule": record.seconds.get("aggregate", 0.0)}
     found = {**record.seconds, **parts}
     return {phase: found[phase] for phase in PHASES if found.get(phase)}
-
-
-def _chosen() -> str:
-    return os.environ.get("OTEL_TRACES_EXPORTER", "").strip() or "otlp"
-
-
-def _otlp() -> SpanExporter:
-    from opentelemetry.exporter.otlp.proto.http.trace_exporter import OTLPSpanExporter
-
-    return OTLPSpanExporter()
-
-
-def _console() -> SpanExporter:
-    from opentelemetry.sdk.trace.export import ConsoleSpanExporter
-
-    return ConsoleSpanExporter()
-
-
-def _none() -> SpanExporter | None:
-    return None
-
-
-EXPORTERS: Mapping[str, Callable[[], SpanExporter | None]] = {
-    "otlp": _otlp,
-    "console": _console,
-    "none": _none,
-}
-"""By the values of `OTEL_TRACES_EXPORTER`."""

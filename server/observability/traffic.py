@@ -46,6 +46,8 @@ class Traffic:
     """Bytes of payloads of pulls."""
     on_call: Callable[[OpenCall], None] | None = None
     """Called with each push and pull when it has ended."""
+    trace_parent: Callable[[int], str] | None = None
+    """From a round, what those who pull its parameters are told of its span; None says nothing."""
 
     @contextmanager
     def push(self) -> Generator[OpenCall]:

@@ -72,7 +72,7 @@ class Downloads:
         pulls: knows whether somebody still waits for the answer.
         idle: seconds without progress after which a stream is given up.
         alive: called with the worker at each message.
-        traffic: counts the bytes that go.
+        traffic: counts the bytes that go, and knows the spans of rounds.
     """
 
     def __init__(
@@ -87,7 +87,7 @@ class Downloads:
         self._pulls = pulls
         self._idle = idle
         self._alive = alive
-        self._sent = traffic.sent
+        self._sent, self._traffic = traffic.sent, traffic
         self._broadcast: Broadcast | None = None
 
     async def send_model(self, worker: str, pull: AnsweredPull, chunk_bytes: int, call: Call) -> None:
@@ -124,7 +124,8 @@ class Downloads:
         """
         snapshot = pull.snapshot
         assert snapshot is not None
-        await call.send_initial_metadata(((metadata_keys.READY, ticket.text),))
+        ready = (metadata_keys.READY, ticket.text)
+        await call.send_initial_metadata((ready, *self._trace(snapshot.round)))
         await self.send_message(self._shared(snapshot).manifest, call)
         async with calls.idle_timeout(self._idle) as timer:
             with calls.refuse_if_cut():
@@ -140,6 +141,16 @@ class Downloads:
         else:
             # A vector for a model that is too old by now would be refused.
             await self.send_message(AGAIN, call)
+
+    async def tell_trace(self, round: int, call: Call) -> None:
+        """Tell who pulls a model the span of its round, where there are traces."""
+        if found := self._trace(round):
+            with calls.cancel_if_gone():
+                await call.send_initial_metadata(found)
+
+    def _trace(self, round: int) -> tuple[tuple[str, str], ...]:
+        parent = self._traffic.trace_parent
+        return () if parent is None else ((metadata_keys.TRACE_PARENT, parent(round)),)
 
     async def send_message(self, message: bytes, call: Call) -> None:
         """Send one message."""

@@ -237,13 +237,14 @@ class Service:
         )
         with self._traffic.pull(worker, snapshot.round), self._ticket(transfer, call) as ticket:
             if ticket is None:
+                await self._downloads.tell_trace(snapshot.round, call)
                 await self._downloads.send_model(worker, pull, chunk_bytes, call)
             else:
                 await self._downloads.send_beside(worker, pull, ticket, call)
         if pull.delivered:
             self._door.calls.give(worker)
 
-    async def _inline_model(self, worker: str, pull: AnsweredPull, *_: object) -> bytes:
+    async def _inline_model(self, worker: str, pull: AnsweredPull, _: int, call: Call) -> bytes:
         """The answer to a pull in one message."""
         with self._without_model(worker, pull) as message:
             if message is not None:
@@ -251,6 +252,7 @@ class Service:
         self._door.calls.give(worker)
         assert pull.snapshot is not None
         with self._traffic.pull(worker, pull.snapshot.round):
+            await self._downloads.tell_trace(pull.snapshot.round, call)
             return self._downloads.inline(pull)
 
     @contextmanager

@@ -219,7 +219,7 @@ def test_it_runs_in_a_thread_that_gets_no_signals(server):
 async def test_being_cancelled_by_anyone_else_is_not_taken_for_a_signal(server):
     worker_compute, executor = WorkerCompute(TASK), hosting.ThreadPoolExecutor(1)
     history = WorkerHistory(worker_compute)
-    rest = TOKENS, worker_compute, history, executor, SignalHandling(), Backoff()
+    rest = TOKENS, worker_compute, history, executor, SignalHandling(), Backoff(), hosting.NO_SPANS
     serving = asyncio.create_task(hosting._until_stopped("nowhere:1", [WORKERS[:1]], *rest))
     await asyncio.sleep(0)
     serving.cancel()

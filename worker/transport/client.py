@@ -32,7 +32,7 @@ from varangian.protos.encoding import Encoding, rounding_seed
 from varangian.protos.errors import Refused
 from varangian.protos.layout import Layout
 from varangian.protos.messages import INLINE_LIMIT, MANIFEST_LIMIT, PROTOCOL, decode_message
-from varangian.protos.metadata_keys import SESSION, TOKEN, WORKER
+from varangian.protos.metadata_keys import SESSION, TOKEN, TRACE_PARENT, WORKER
 from varangian.protos.network.chunk_size import ChunkSize
 from varangian.protos.network.grpc_options import LOOKAHEAD, SMALL_MODEL_LOOKAHEAD
 from varangian.protos.network.idle_timeout import idle_timeout
@@ -134,6 +134,9 @@ class Client:
         """Until then they do not: the line was too slow for it."""
         self._pace = ChunkSize()
         self._incoming = Incoming(layout.numel)
+        self.traced = False
+        """Whether to look for the span of a round, which a server with traces tells with its parameters."""
+        self._trace_parent = ""
         self._newest = -1
         """The last round that was pulled from this run."""
         self._again: int | None = None
@@ -380,7 +383,7 @@ class Client:
         if parameters is None:
             return None
         self._newest, self._again = first.manifest.round, None
-        return Pulled(first.manifest.round, parameters)
+        return Pulled(first.manifest.round, parameters, self._trace_parent)
 
     async def _receive_stream(self, request: bytes) -> tuple[ps_pb2.PullReply, Tensor | None]:
         begin = partial(self._connection.calls.pull, request)
@@ -389,6 +392,7 @@ class Client:
             idle_timeout(self._idle) as timer,
         ):
             data = await message(call, timer)
+            await self._look_for_trace(call)
             first = decode_message(ps_pb2.PullReply, data or b"", MANIFEST_LIMIT)
             if data is None or not self._has_model(first):
                 return first, None
@@ -396,7 +400,10 @@ class Client:
 
     async def _receive_inline(self, request: bytes) -> tuple[ps_pb2.PullReply, Tensor | None]:
         try:
-            data = await self._exchange(self._connection.calls.pull_inline, request)
+            async with asyncio.timeout(self._idle):
+                call = self._connection.calls.pull_inline(request, metadata=self._metadata)
+                data: bytes = await call
+                await self._look_for_trace(call)
         except grpc.aio.AioRpcError as error:
             if (failed := FailedCall.of(error)).status is not grpc.StatusCode.UNIMPLEMENTED:
                 raise
@@ -405,6 +412,12 @@ class Client:
             raise TransientError(failed) from None
         first = decode_message(ps_pb2.PullReply, data, MANIFEST_LIMIT + self._contract.size)
         return first, self._incoming.inline(first) if self._has_model(first) else None
+
+    async def _look_for_trace(self, call: Any) -> None:
+        """Keep what a call that was answered says of the span of its round."""
+        if self.traced:
+            found = [value for key, value in await call.initial_metadata() or () if key == TRACE_PARENT]
+            self._trace_parent = found[0] if found and isinstance(found[0], str) else ""
 
     @property
     def _in_one_message(self) -> bool:

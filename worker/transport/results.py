@@ -21,6 +21,8 @@ class Pulled:
     round: int
     parameters: Tensor
     """(d,) float32 on the CPU; the next pull of this client writes over them."""
+    trace_parent: str = ""
+    """The name of the round's span, where the server traces and the client looks for it."""
 
 
 @dataclass(frozen=True)

@@ -135,6 +135,9 @@ class Workers(Section):
     heartbeat: str | None = None
     """Heartbeat file of `varangian worker` for health checks: its process touches it every second while it
     answers, also while it waits for the server."""
+    traces: bool = False
+    """Spans of each computation and push for OpenTelemetry, below the span of their round where the server
+    has `server.traces`; sent where the environment variables `OTEL_*` say, with the extra `otel`."""
 
     @model_validator(mode="before")
     @classmethod

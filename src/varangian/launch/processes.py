@@ -38,6 +38,7 @@ from varangian.server.rows.latest_store import NoRoom
 from varangian.server.transport.enrolment import EnrolmentPort
 from varangian.server.transport.grpc_server import probe
 from varangian.structured_logs import enter, log_format
+from varangian.telemetry import open_telemetry
 from varangian.worker.transport.tls import Proof
 
 PREFIX = re.compile(r"^.{,60}? (ERROR|WARNING|INFO) [\w.]+: ")
@@ -74,6 +75,7 @@ async def _run(
     resume: Resumed | None,
 ) -> RunResult:
     check_port(config)
+    check_traces("worker.traces", config.worker.traces)
     check_metrics(config, certificates=False)
     server_run = ServerRun.open(config, observe, note, folder, resume)
     enter(server_run.folder.path.name).round = server_run.machine.state.round
@@ -185,19 +187,26 @@ def _enrolment(
     return EnrolmentPort(enrolment, security, port, ready)
 
 
+def check_traces(setting: str, wanted: bool) -> None:
+    """See that there can be traces where a setting asks for some.
+
+    Raises:
+        RunError: there cannot.
+    """
+    if wanted:
+        try:
+            open_telemetry.require()
+        except open_telemetry.MissingTracing as error:
+            raise RunError(f"{setting}: {error}") from error
+
+
 def check_port(config: RunConfig) -> None:
     """See that the server can listen where it should, before data is loaded and a folder is made.
 
     Raises:
         RunError: it cannot, or has no packages for the traces that it should make.
     """
-    if config.server.traces:
-        from varangian.server.observability import tracing
-
-        try:
-            tracing.require()
-        except tracing.MissingTracing as error:
-            raise RunError(f"server.traces: {error}") from error
+    check_traces("server.traces", config.server.traces)
     try:
         probe(config.server.host, config.server.port)
     except ListenError as error:
@@ -273,6 +282,7 @@ def _child_specs(server_run: ServerRun, proofs: Mapping[str, Proof], address: st
             patience=server_run.config.worker.patience or inf,
             state=states,
             log_format=log_format(),
+            traces=server_run.config.worker.traces,
         )
         for workers in assign_processes(server_run.config)
     ]

@@ -404,6 +404,7 @@ class ServerRun:
 
         self.tracing = Tracing(self.folder.path.name, self.terms.epoch)
         self.traffic.on_call = self.tracing.note_call
+        self.traffic.trace_parent = self.tracing.trace_parent
         return self.tracing
 
     def grace(self) -> float:

@@ -1,4 +1,5 @@
 import gzip
+import os
 import socket
 import threading
 from contextlib import suppress
@@ -9,10 +10,10 @@ import pytest
 
 from varangian.protos.errors import Refused
 from varangian.protos.refusals import Refusal
-from varangian.server.observability import tracing
 from varangian.server.observability.record import RoundRecord
 from varangian.server.observability.tracing import Tracing, ids_of
 from varangian.server.observability.traffic import OpenCall, Traffic
+from varangian.telemetry import open_telemetry
 
 pytest.importorskip("opentelemetry.sdk")
 
@@ -28,7 +29,7 @@ RECORD = RoundRecord(
 
 @pytest.fixture(autouse=True)
 def environment(monkeypatch):
-    for name in [*tracing.os.environ]:
+    for name in [*os.environ]:
         if name.startswith("OTEL_"):
             monkeypatch.delenv(name)
 
@@ -188,7 +189,7 @@ def test_spans_go_where_the_environment_says(collector, monkeypatch):
 def test_a_collector_that_does_not_answer_delays_no_round_and_no_end(monkeypatch, caplog):
     pytest.importorskip("opentelemetry.exporter.otlp.proto.http")
     monkeypatch.setenv("OTEL_EXPORTER_OTLP_TIMEOUT", "1")
-    monkeypatch.setattr(tracing, "FLUSH", 0.01)
+    monkeypatch.setattr(open_telemetry, "FLUSH", 0.01)
     with socket.create_server(("127.0.0.1", 0)) as silent:  # it takes connections and says nothing
         monkeypatch.setenv("OTEL_EXPORTER_OTLP_ENDPOINT", f"http://127.0.0.1:{silent.getsockname()[1]}")
         made = Tracing("a-run", 0)
@@ -198,10 +199,10 @@ def test_a_collector_that_does_not_answer_delays_no_round_and_no_end(monkeypatch
 
 
 def test_what_is_missing_is_said_before_a_run(monkeypatch):
-    tracing.require()
+    open_telemetry.require()
     monkeypatch.setenv("OTEL_TRACES_EXPORTER", "zipkin")
-    with pytest.raises(tracing.MissingTracing, match=r"otlp, console, none\. Found 'zipkin'"):
-        tracing.require()
-    monkeypatch.setattr(tracing, "find_spec", lambda name: None)
-    with pytest.raises(tracing.MissingTracing, match=r"pip install 'varangian\[otel\]'"):
-        tracing.require()
+    with pytest.raises(open_telemetry.MissingTracing, match=r"otlp, console, none\. Found 'zipkin'"):
+        open_telemetry.require()
+    monkeypatch.setattr(open_telemetry, "find_spec", lambda name: None)
+    with pytest.raises(open_telemetry.MissingTracing, match=r"pip install 'varangian\[otel\]'"):
+        open_telemetry.require()

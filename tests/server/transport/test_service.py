@@ -161,6 +161,8 @@ async def world(
     data_port=0,
     common=None,
     terms=None,
+    traffic=None,
+    observe=None,
     **policy,
 ):
     torch.set_num_threads(1)
@@ -172,7 +174,7 @@ async def world(
         learner,
         evaluate=lambda _: (0.0, 0.0),
         evaluate_every=100,
-        observe=records.append,
+        observe=observe or records.append,
     )
     known, stop, ready = Sessions(NAMES, b"0123456789abcdef"), asyncio.Event(), asyncio.Future()
     ended = asyncio.create_task(
@@ -192,6 +194,7 @@ async def world(
             common=common,
             classes=7,
             terms=terms,
+            traffic=traffic,
         )
     )
     await asyncio.wait({ready, ended}, return_when=asyncio.FIRST_COMPLETED)
@@ -590,7 +593,7 @@ async def test_another_layout_is_refused_with_the_first_difference():
 
 async def test_another_protocol_is_refused_with_both_versions():
     async with world() as this, this.raw(join=False) as raw:
-        found = "version 3", "the other end 2", "Install one release"
+        found = f"version {PROTOCOL}", "the other end 2", "Install one release"
         async with refusal(grpc.StatusCode.FAILED_PRECONDITION, "PROTOCOL", *found):
             await raw.join(protocol=2)
         await usable(this)

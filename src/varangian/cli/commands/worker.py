@@ -26,6 +26,7 @@ from varangian.protos.identity.bundle import CERTIFICATE, Bundle, BundleError, R
 from varangian.protos.network.address import parse_address
 from varangian.registry import ConfigError, Problem, suggestion
 from varangian.structured_logs import event, log_format
+from varangian.telemetry import open_telemetry
 from varangian.worker.checkpoints.folders import state_folders
 from varangian.worker.data.partition import Shared
 from varangian.worker.host import host
@@ -55,6 +56,8 @@ def command(args: argparse.Namespace) -> int:
     shown = (
         proofs(chosen, args.server, tokens) if security.certs is None else _bundles(chosen, security.certs)
     )
+    if config.worker.traces:
+        _check_traces()
     log_to_stderr(logging.INFO, form)
     warn(security, parse_address(args.server)[0])
     threads, one_of, patience = config.worker.threads, args.claim is not None, config.worker.patience
@@ -74,10 +77,23 @@ def command(args: argparse.Namespace) -> int:
         state=state_folders(config.worker.state),
         tidy=True,
         heartbeat=None if config.worker.heartbeat is None else user_path(config.worker.heartbeat),
+        traces=config.worker.traces,
     )
     if code > SIGNALLED:
         _exit_now(code)
     return code
+
+
+def _check_traces() -> None:
+    """See that spans can be made.
+
+    Raises:
+        CommandError: they cannot.
+    """
+    try:
+        open_telemetry.require()
+    except open_telemetry.MissingTracing as error:
+        raise CommandError(f"worker.traces: {error}") from error
 
 
 def _exit_now(code: int) -> None:

@@ -13,7 +13,7 @@ ALLOWED = (
     *("output", "trackers", "rounds", "metrics", "evaluate.every", "worker.patience", "worker.state"),
     *("server.host", "server.port", "server.data_port", "server.enrol_port"),
     *("server.metrics_port", "server.metrics_host", "server.metrics_token"),
-    *("server.heartbeat", "server.tls", "worker.heartbeat"),
+    *("server.heartbeat", "server.tls", "server.traces", "worker.heartbeat", "worker.traces"),
     *("server.deadline", "server.deadline_floor", "server.deadline_ceiling"),
     *("server.wait_factor", "server.wait_floor", "server.wait_rounds"),
     *("server.absent_after", "server.stop_grace", "server.checkpoint", "server.keep_rows"),

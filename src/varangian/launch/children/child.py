@@ -44,6 +44,8 @@ class ChildSpec:
     state: Path | None = None
     """The folder in which they keep what they remember; None keeps nothing."""
     log_format: Format = "text"
+    traces: bool = False
+    """Whether they make spans for OpenTelemetry."""
 
 
 def run_child(spec: ChildSpec) -> None:
@@ -57,7 +59,14 @@ def run_child(spec: ChildSpec) -> None:
             names, proofs = tuple(spec.proofs), spec.proofs
             state = None if spec.state is None else partial(_same_folder, spec.state)
             code = host(
-                spec.server, names, proofs, spec.task, spec.threads, patience=spec.patience, state=state
+                spec.server,
+                names,
+                proofs,
+                spec.task,
+                spec.threads,
+                patience=spec.patience,
+                state=state,
+                traces=spec.traces,
             )
         except Exception:
             log.exception(
