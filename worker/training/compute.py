@@ -178,9 +178,13 @@ class WorkerCompute:
             "outputs": json.dumps(self.dataset.outputs),
         }
 
-    @cached_property
+    @property
     def common(self) -> SharedSettings:
         """The settings and data of this machine that the others of the run should share."""
+        return self._common
+
+    @cached_property
+    def _common(self) -> SharedSettings:
         return shared_settings(self.task, self.dataset)
 
     def initial(self) -> Tensor:

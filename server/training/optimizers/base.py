@@ -93,7 +93,7 @@ class Optimizer(ABC):
     def __post_init__(self) -> None:
         for setting in fields_of(type(self)):
             name, value, hint = setting.name, getattr(self, setting.name), setting.hint
-            if typing.get_origin(hint) is tuple:
+            if typing.get_origin(hint) is tuple and ... not in typing.get_args(hint):
                 for one, inner in zip(value, typing.get_args(hint), strict=True):
                     _check(name, one, inner)
             else:

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import inspect
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, TypeAlias
 
 import torch
+from torch import Tensor
 from torch.nn import Parameter
 
 from varangian.plugins import InputError, guard
@@ -25,6 +26,8 @@ OptimizerFactory: TypeAlias = Callable[
 """From the parameters of the model, with their shapes and in their order, to what steps them."""
 SchedulerFactory: TypeAlias = Callable[[torch.optim.Optimizer], Any]
 """From an optimizer to a scheduler of `torch.optim.lr_scheduler`."""
+SHOWN, LONGEST = 20, 300
+"""Groups of parameters that are described, and characters about each."""
 BETWEEN = 3
 """Vectors that a step takes for itself: its copy of the gradient, and those between."""
 
@@ -44,6 +47,8 @@ class OwnOptimizer(Optimizer):
     """Its class."""
     scheduler: str = ""
     """The class of its scheduler, if it has one of torch."""
+    groups: tuple[str, ...] = ()
+    """The settings of each group of its parameters, at the start."""
     build_with: Any = field(init=False, default=None, compare=False, repr=False)
     """An `OptimizerFactory`, or a named optimizer."""
     schedule_with: Any = field(init=False, default=None, compare=False, repr=False)
@@ -84,9 +89,10 @@ class OwnOptimizer(Optimizer):
         optimizers = stepper.state()["optimizers"]
         kept = sum(tensor.numel() * tensor.element_size() for tensor in tensors(optimizers))
         named = {} if schedule is None else {"schedule": schedule}
+        groups = tuple(_shown(group) for one in optimizers for group in one["groups"][:SHOWN])
         of = cls._made(
             optimizer, scheduler, lr=stepper.first_rate, optimizer=stepper.names, warmup=warmup, **named,
-            scheduler="" if scheduler is None else stepper.scheduler_names,
+            scheduler="" if scheduler is None else stepper.scheduler_names, groups=groups,
         )  # fmt: skip
         object.__setattr__(of, "measured", 2 * math.ceil(kept / (4 * d)) + BETWEEN)
         return of
@@ -132,6 +138,14 @@ class OwnOptimizer(Optimizer):
                     f"{type(one).__name__}."
                 )
         return found
+
+
+def _shown(group: Mapping[str, Any]) -> str:
+    """The settings of a group of parameters that are on: `lr 0.001, betas (0.9, 0.999), eps 1e-08`."""
+    named = {name: value.tolist() if isinstance(value, Tensor) else value for name, value in group.items()}
+    named.pop("initial_lr", None)  # of schedulers, which are made after it
+    on = {name: value for name, value in named.items() if value is not None and value is not False}
+    return ", ".join(f"{name} {value}" for name, value in on.items())[:LONGEST]
 
 
 def _check(found: Any, parameters: Sequence[Parameter]) -> None:

@@ -32,6 +32,7 @@ from varangian.registry import ConfigError, Problem
 from varangian.server.identity.sessions import SECRET_BYTES, make_token
 from varangian.server.identity.tls import Security
 from varangian.server.observability.record import RoundRecord
+from varangian.server.training.optimizers import OptimizerFactory, OwnOptimizer, SchedulerFactory
 from varangian.serving.own_module import Evaluate, OwnModule
 from varangian.serving.running import Running
 from varangian.serving.settings import bind_settings, settings_from
@@ -61,8 +62,12 @@ class Server:
         f: how many of them may be Byzantine.
         rounds: of the run.
         aggregator: as the setting, or an object of `varangian.aggregators`.
-        optimizer: as the setting `optimizer`.
-        schedule: as the setting `optimizer.schedule`.
+        optimizer: called with the parameters, in the order of `model.parameters()` and with their shapes,
+            and returns any optimizer of `torch.optim` that needs no closure: `lambda ps:
+            torch.optim.AdamW(ps, 1e-3)`. It sees tensors of the server's own, never those of the module.
+            Or a name or a mapping, as the setting `optimizer`.
+        schedule: called with that optimizer, and returns a scheduler of `torch.optim.lr_scheduler`, which
+            is stepped once a round. Or a name or a mapping, as the setting `optimizer.schedule`.
         evaluate: called with the model, with the parameters of the round, in evaluation mode and without
             gradients, every `evaluate__every` rounds, after the last, and once before the first. Returns a
             number, or numbers by name, of which `loss` and `accuracy` have columns of their own. Should it
@@ -90,8 +95,8 @@ class Server:
         f: int | None = None,
         rounds: int | None = None,
         aggregator: Any = None,
-        optimizer: str | Mapping[str, Any] | None = None,
-        schedule: str | Mapping[str, Any] | None = None,
+        optimizer: str | Mapping[str, Any] | OptimizerFactory | None = None,
+        schedule: str | Mapping[str, Any] | SchedulerFactory | None = None,
         evaluate: Evaluate | None = None,
         on_round: Callable[[RoundRecord], object] | None = None,
         config: Config = None,
@@ -109,8 +114,12 @@ class Server:
             self._model = OwnModule(model, evaluate)
         except InputError as error:
             raise RunError(str(error)) from error
+        self._optimizer = optimizer if callable(optimizer) else None
+        self._scheduler = schedule if callable(schedule) else None
+        self._made: OwnOptimizer | None = None
         named = {"workers": workers, "f": f, "rounds": rounds, "aggregator": aggregator}
-        named |= {"optimizer": optimizer, "optimizer.schedule": schedule}
+        named |= {} if callable(optimizer) else {"optimizer": optimizer}
+        named |= {} if callable(schedule) else {"optimizer.schedule": schedule}
         given = {name: value for name, value in named.items() if value is not None}
         self._base, self._given = config, {**given, **settings}
         self._on_round = on_round
@@ -234,7 +243,23 @@ class Server:
             raise
 
     def _configured(self, more: Mapping[str, Any], base: Config) -> RunConfig:
-        return settings_from(base, {**self._given, **more}, self._model.name)
+        config = settings_from(base, {**self._given, **more}, self._model.name)
+        if self._optimizer is None and self._scheduler is None:
+            return config
+        named, made = config.optimizer, self._made
+        by_name = self._scheduler is None
+        if made is None or (by_name and (made.schedule, made.warmup) != (named.schedule, named.warmup)):
+            try:
+                made = self._made = OwnOptimizer.of(
+                    self._optimizer or named,
+                    self._model.layout.shapes,
+                    scheduler=self._scheduler,
+                    schedule=named.schedule if by_name else None,
+                    warmup=named.warmup if by_name else 0,
+                )
+            except InputError as error:
+                raise RunError(str(error)) from error
+        return config.model_copy(update={"optimizer": made})
 
     def _work(
         self,

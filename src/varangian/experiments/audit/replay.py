@@ -19,6 +19,7 @@ from varangian.experiments.audit.chain_check import FILE, Line
 from varangian.launch.checkpoints.kept_rows import KeptRound, kept_rounds
 from varangian.launch.membership.changed_settings import with_members
 from varangian.server.training.learner import Step
+from varangian.server.training.optimizers import OwnOptimizer, Sgd
 from varangian.server.training.parameters import ParameterVersions
 from varangian.state_file import StateFileError
 
@@ -87,6 +88,8 @@ def replay(
             done.problems.append(f"{FILE}, {names[round]}, has other {different} than its kept rows give")
         else:
             done.rounds.append(round)
+    if done.rounds and any(isinstance(config.optimizer, OwnOptimizer) for config in read.values()):
+        done.left_out.append("steps were not recomputed: a program has the optimizer; aggregates were")
     if done.problems and (others := _other_versions(manifest)):
         done.problems.append(f"rounds were recomputed with {others}, where bits may differ")
     return done
@@ -116,8 +119,12 @@ def _config(file: Path, members: Mapping[str, Any] | None, samples: Any) -> RunC
 
 def _difference(config: RunConfig, round: int, kept: KeptRound, record: Mapping[str, Any]) -> str:
     """The name of what is different in the record of a round; empty where all is the same."""
-    learner = build_learner(config, kept.learner["parameters"], blocks=kept.blocks, shapes=kept.shapes)
-    learner.restore(kept.learner)
+    state, compared = kept.learner, [*COMPARED]
+    if own := isinstance(config.optimizer, OwnOptimizer):  # which no file can build
+        config = config.model_copy(update={"optimizer": Sgd()})
+        compared.remove("lr")
+    learner = build_learner(config, state["parameters"], blocks=kept.blocks, shapes=kept.shapes)
+    learner.restore({**state, "optimizer": learner.state()["optimizer"]} if own else state)
     measured = kept.measured
     threads = torch.get_num_threads()
     torch.set_num_threads(config.server.threads)
@@ -134,10 +141,10 @@ def _difference(config: RunConfig, round: int, kept: KeptRound, record: Mapping[
         return "" if str(error) in str(record.get("skipped")) else "results"
     finally:
         torch.set_num_threads(threads)
-    if record.get("parameters") not in (None, learner.version.digest.hex()):
+    if not own and record.get("parameters") not in (None, learner.version.digest.hex()):
         return "parameters"
     found = _fields(step)
-    return next((name for name in COMPARED if record.get(name) != found[name]), "")
+    return next((name for name in compared if record.get(name) != found[name]), "")
 
 
 def _fields(step: Step) -> dict[str, Any]:
