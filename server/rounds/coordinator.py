@@ -14,6 +14,7 @@ from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Executor
 from dataclasses import replace
 from functools import partial
+from pathlib import Path
 from typing import Any, TypeAlias
 
 from torch import Tensor
@@ -127,6 +128,7 @@ class Coordinator:
         executor: as of `ComputeThread`.
         threads: as of `ComputeThread`.
         rows: type of the numbers of vectors that are kept until their round closes.
+        rows_folder: for a file that these vectors lie in; None keeps them in memory.
         window: keep only a few blocks of columns of each vector, for rules that see no column twice; not
             for runs by invitation.
         row_source: makes the rows that the rule sees from the vectors that were pushed; by default they
@@ -141,6 +143,7 @@ class Coordinator:
 
     Raises:
         ValueError: the state does not fit.
+        OSError: there is no room for the file of the vectors.
     """
 
     def __init__(
@@ -155,6 +158,7 @@ class Coordinator:
         executor: Executor | None = None,
         threads: int = 1,
         rows: RowDtype = FLOAT32,
+        rows_folder: Path | None = None,
         window: bool = False,
         row_source: RowSource | None = None,
         row_slots: int | None = None,
@@ -187,7 +191,7 @@ class Coordinator:
         else:
             count = row_slots or len(machine.policy.workers)
             self._storage = self._handed = self._uploads = LentRows(
-                count, self._d, rows, weakly(self._needed)
+                count, self._d, rows, weakly(self._needed), rows_folder
             )
         self._listener = (
             self._windowed.slot_listener if self._windowed else SlotListener(weakly(self._refusal))
@@ -198,6 +202,7 @@ class Coordinator:
         self._digests: dict[int, dict[Worker, str]] = {}
         """Of the vectors that count, by round, until the record of the round is made."""
         self._row_dtype: RowDtype = rows
+        self._rows_folder = rows_folder
         self._row_workers = machine.policy.workers
         self.weights: dict[Worker, LastWeight] = {}
         """Of each worker of whom there was a row in an aggregate since this server has started."""
@@ -336,10 +341,11 @@ class Coordinator:
 
         Raises:
             ValueError: the rows of this run are those of the workers of its start.
+            OSError: there is no room for the file of the rows.
         """
         storage = self._changeable()
         if (lacking := change.row_slots - len(storage)) > 0:
-            storage.add(await self._compute.run(allocate_rows, lacking, self._d, self._row_dtype))
+            storage.add(await self._compute.run(self._more_rows, lacking))
 
     def change_members(self, change: MemberChange) -> int:
         """Go on with other workers from the next round on, which is returned, once there is room for them.
@@ -360,6 +366,9 @@ class Coordinator:
         self._handle(Tick(now))  # a round without its quorum no longer waits for it
         return first
 
+    def _more_rows(self, count: int) -> Tensor:
+        return allocate_rows(count, self._d, self._row_dtype, self._rows_folder)
+
     def _changeable(self) -> LentRows:
         """The storage of rows, where the workers of the run can change."""
         if self._row_source.fixed or not isinstance(self._storage, LentRows):
@@ -374,7 +383,7 @@ class Coordinator:
         """
         storage = self._changeable()
         if (lacking := change.row_slots - len(storage)) > 0:
-            storage.add(allocate_rows(lacking, self._d, self._row_dtype))
+            storage.add(self._more_rows(lacking))
         machine, before = self._machine, self._machine.policy
         machine.policy = replace(change.policy, first=self.round)
         # Those that were admitted have yet to connect, as all others.

@@ -65,7 +65,7 @@ class LatestPlan:
         """A sentence about its size, for the start of a run."""
         where = "memory" if self.folder is None else f"a file in {self.folder}"
         return (
-            f"The latest vectors of {self.n} workers take up to {_format_bytes(self.bytes)} in {where}: "
+            f"The latest vectors of {self.n} workers take up to {format_bytes(self.bytes)} in {where}: "
             f"{self.n} + {SPARE} rows of {self.d} numbers in {self.dtype}."
         )
 
@@ -83,8 +83,8 @@ class LatestPlan:
         free = shutil.disk_usage(self.folder).free
         if free < self.bytes:
             raise NoRoom(
-                f"The disk of {self.folder} should have {_format_bytes(self.bytes)} free for the latest "
-                f"vectors of {self.n} workers. Found {_format_bytes(free)}. {SPACE}"
+                f"The disk of {self.folder} should have {format_bytes(self.bytes)} free for the latest "
+                f"vectors of {self.n} workers. Found {format_bytes(free)}. {SPACE}"
             )
 
 
@@ -290,7 +290,7 @@ def _convert(strip: Tensor, dtype: torch.dtype) -> Tensor:
     return kept
 
 
-def _format_bytes(count: int) -> str:
+def format_bytes(count: int) -> str:
     """A number of bytes with a unit."""
     for unit, scale in (("GB", 10**9), ("MB", 10**6), ("kB", 10**3)):
         if count >= scale:

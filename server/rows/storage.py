@@ -5,6 +5,7 @@ from __future__ import annotations
 import heapq
 import math
 from collections.abc import Callable, Iterable, Mapping
+from pathlib import Path
 from typing import Protocol
 
 import torch
@@ -14,6 +15,7 @@ from varangian.aggregators.kernels.ingress import store_vector
 from varangian.protos.encoding import FLOAT32, TORCH, RowDtype
 from varangian.protos.refusals import Refusal
 from varangian.server.protocol.events import Worker
+from varangian.server.rows.mapped import MappedPlan
 
 
 class RowStorage(Protocol):
@@ -21,7 +23,7 @@ class RowStorage(Protocol):
 
     @property
     def nbytes(self) -> int:
-        """Bytes of memory of the rows."""
+        """Bytes of the rows, in memory or in their file."""
         ...
 
     def lend(self, worker: Worker, round: int, /) -> Refusal | None:
@@ -75,13 +77,22 @@ class LentRows:
         d: columns of each.
         dtype: how they are kept.
         needed: whether the vector of a worker is still on its way, waits to be used, or is being used.
+        folder: for a file that they lie in; None keeps them in memory.
+
+    Raises:
+        OSError: there is no room for the file, or no such folder.
     """
 
     def __init__(
-        self, count: int, d: int, dtype: RowDtype, needed: Callable[[Worker], bool | None]
+        self,
+        count: int,
+        d: int,
+        dtype: RowDtype,
+        needed: Callable[[Worker], bool | None],
+        folder: Path | None = None,
     ) -> None:
         self._d = d
-        self._rows: tuple[Tensor, ...] = allocate_rows(count, d, dtype).unbind()
+        self._rows: tuple[Tensor, ...] = allocate_rows(count, d, dtype, folder).unbind()
         self._needed = needed
         self._free = [*range(count)]
         self._lent: dict[Worker, int] = {}
@@ -174,6 +185,14 @@ class RowsInPlace:
         self._held.difference_update(workers)
 
 
-def allocate_rows(count: int, columns: int, dtype: RowDtype) -> Tensor:
-    """Zeros, (count, columns), written to now: no round waits for the kernel to find the pages."""
+def allocate_rows(count: int, columns: int, dtype: RowDtype, folder: Path | None = None) -> Tensor:
+    """Zeros, (count, columns), in memory, or in a file in a folder.
+
+    Memory is written to now: no round waits for the kernel to find the pages.
+
+    Raises:
+        OSError: there is no room for the file, or no such folder.
+    """
+    if folder is not None and count * columns:
+        return MappedPlan(folder, count, columns, dtype).allocate()
     return torch.zeros(count, columns, dtype=TORCH[dtype]).fill_(0)

@@ -235,6 +235,12 @@ FOLLOWS = "byzantine={attack: alie, count: 2}; f=2"
             "aggregator.fedlaavg",
             "should be left out with `form: delta`",
         ),
+        ("server.rows_folder=/no-such", "server.rows_folder", "should be a folder that exists"),
+        (
+            "server.rows_folder=/; server.memory=window; aggregator=median",
+            "server.rows_folder",
+            "should be null with server.memory = window",
+        ),
         (f"{DELTA}; f=0; server.rows=bfloat16", "server.rows", "a sum never loses a rounding"),
         (
             "participation=async; server.memory=window; aggregator=median",

@@ -164,6 +164,11 @@ def no_child_is_left():
             ],
             marks=pytest.mark.exhaustive,
         ),
+        # Rows in a file, of processes alone.
+        pytest.param(
+            ["aggregator=nnm+krum", "model.mlp.hidden=8000", "rounds=2", "server.rows_folder=/tmp"],
+            marks=pytest.mark.exhaustive,
+        ),
         # So many columns that they do not fit into the window; one worker is left out on the way.
         [
             "aggregator=trimmed_mean",

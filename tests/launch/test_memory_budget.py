@@ -64,6 +64,10 @@ def test_small_payloads_that_are_sent_ahead_are_counted():
 
 def test_rows_in_half_the_space_and_windows():
     assert account(rows="bfloat16").rows == account().rows // 2
+    assert account(mapped=True).rows == 0
+    assert account(mapped=True).total == account().total - account().rows
+    assert "or on a disk with server.rows_folder." in str(account().refusal(0))
+    assert "smaller model, or another machine." in str(account(mapped=True).refusal(0))
     assert account(columns=1 << 20).rows == 15 * 4 << 20
     assert account(columns=1 << 30).rows == account().rows
 

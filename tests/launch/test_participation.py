@@ -117,6 +117,23 @@ def test_a_disk_without_room_is_refused_before_the_run(small, tmp_path, monkeypa
     assert not (tmp_path / "runs").exists()
 
 
+def test_rows_in_a_file_change_no_bit(carried_out, tmp_path):
+    settings = ["aggregator=nnm+trimmed_mean", "rounds=4"]
+    plain, _, _ = carried_out(*settings)
+    other, _, (note,) = carried_out(*settings, f"server.rows_folder={tmp_path}")
+    assert plain.digest == other.digest
+    assert note.startswith("The vectors of a round take ")
+    assert f"in a file in {tmp_path}: 5 rows of " in note
+
+
+def test_a_disk_without_room_for_the_rows_is_refused_before_the_run(small, tmp_path, monkeypatch):
+    config = small(f"server.rows_folder={tmp_path}")
+    monkeypatch.setattr("shutil.disk_usage", lambda path: SimpleNamespace(free=7))
+    with pytest.raises(RunError, match=r"for 5 vectors\. Found 7 bytes"):
+        run(config, observe=lambda record: None, note=lambda text: None)
+    assert not (tmp_path / "runs").exists()
+
+
 def test_on_a_full_disk_vectors_count_in_their_own_round(carried_out, tmp_path, monkeypatch):
     writes, write = [], os.pwrite
 

@@ -15,6 +15,7 @@ WITHOUT_EFFECT = (
     *("server.metrics_port", "server.metrics_host", "server.metrics_token"),
     *("server.heartbeat", "server.tls", "server.traces"),
     *("server.absent_after", "server.stop_grace", "server.checkpoint", "server.keep_rows"),
+    "server.rows_folder",
     *("worker.per_process", "worker.patience", "worker.state", "worker.heartbeat", "worker.traces"),
 )
 """Settings that say where a run takes place and what becomes of it; its numbers do not depend on them."""

@@ -228,6 +228,9 @@ class Server(Section):
     arrived, kernels whose bits do not depend on the number use every core."""
     rows: RowDtype = FLOAT32
     """Type in which vectors are stored until a round closes; bfloat16 takes half the memory and rounds."""
+    rows_folder: str | None = None
+    """A folder on a disk where the vectors of a round lie in a file, for more of them than memory holds,
+    with the same results; null keeps them in memory."""
     memory: Literal["rows", "window"] = "rows"
     """`rows` stores whole vectors. `window` stores a few blocks of columns of each: the slowest worker then
     sets the pace, and only coordinate-wise rules and the mean work. `simulate` always stores whole rows,

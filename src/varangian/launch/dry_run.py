@@ -17,6 +17,7 @@ from varangian.launch.result import RunError
 from varangian.launch.server_run import (
     check_descriptors,
     describe_misfits,
+    mapped_plan,
     memory_budget,
     try_aggregator,
     with_sample_weights,
@@ -77,6 +78,10 @@ def rehearse(config: RunConfig) -> Rehearsal:
             if plan := config.participation.latest_plan(config.workers, worker_compute.layout.numel):
                 plan.check_room()
                 worked.append(plan.sentence())
+        with tried("server.rows_folder"):
+            if mapped := mapped_plan(config, worker_compute.layout.numel):
+                mapped.check_room()
+                worked.append(mapped.sentence())
     for path, trial in _TRIALS:
         with tried(path):
             worked += trial(config)

@@ -72,6 +72,7 @@ class MemoryBudget:
         optimizer: Optimizer,
         *,
         rows: RowDtype = FLOAT32,
+        mapped: bool = False,
         average: bool = False,
         columns: int | None = None,
         row_slots: int | None = None,
@@ -92,6 +93,7 @@ class MemoryBudget:
             d: parameters.
             optimizer: of the server, which keeps vectors.
             rows: how the rows are kept.
+            mapped: whether they lie in a file on a disk.
             average: whether an average of the model is kept.
             columns: of each row at a time, if not all d.
             row_slots: rows that are kept at a time, if not all n.
@@ -108,7 +110,7 @@ class MemoryBudget:
         messages = n * limits.streams + most_readers(n) + IN_FLIGHT * limits.receiving
         own = VERSIONS + AGGREGATES + FRAMES + SELDOM
         return cls(
-            rows=min(n, row_slots or n) * min(d, columns or d) * TORCH[rows].itemsize,
+            rows=0 if mapped else min(n, row_slots or n) * min(d, columns or d) * TORCH[rows].itemsize,
             vectors=own + extra_vectors + optimizer.vectors + 2 * average,
             model=4 * d,
             streams=messages * MESSAGE_LIMIT
@@ -161,6 +163,7 @@ class MemoryBudget:
         if room is None or self.total - (self.base - RESERVE) <= room:
             return None
         save = "keep the rows in half the space with server.rows=bfloat16"
+        save = f"{save}, or on a disk with server.rows_folder" if self.rows else "another machine"
         if self.latest:
             save = "keep the latest vectors in a `folder` on disk, or half as large with `store: bfloat16`"
         return (

@@ -11,7 +11,7 @@ from collections import Counter
 from collections.abc import Generator, Mapping, Sequence
 from concurrent.futures import Executor
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from types import FrameType
 from typing import TYPE_CHECKING, Any
@@ -28,6 +28,7 @@ from varangian.config.checks.all_checks import find_problems
 from varangian.config.checks.weights import weight_sentence
 from varangian.config.settings import AUTO
 from varangian.config.worker_names import SAMPLES
+from varangian.files import user_path
 from varangian.launch.checkpoints.folder import Origin
 from varangian.launch.checkpoints.keeper import CheckpointKeeper
 from varangian.launch.checkpoints.kept_rows import KeptRows
@@ -60,6 +61,7 @@ from varangian.server.protocol.state import Phase
 from varangian.server.rounds.clock import MONOTONIC, Clock
 from varangian.server.rounds.coordinator import Coordinator
 from varangian.server.rounds.windowed import window_columns
+from varangian.server.rows.mapped import MappedPlan
 from varangian.server.rows.source import RowSource
 from varangian.server.training.learner import Learner
 from varangian.structured_logs import about
@@ -189,6 +191,8 @@ class ServerRun:
         layout = model_side.layout
         try_aggregator(config, layout.sizes)
         try:
+            if (mapped := mapped_plan(latest, layout.numel)) is not None:
+                mapped.check_room()
             row_source = config.participation.row_source(config.worker_names, layout.numel, warn)
         except OSError as error:
             raise RunError(str(error)) from error
@@ -235,7 +239,8 @@ class ServerRun:
     def storage(self) -> tuple[str, ...]:
         """Sentences about the storage that outlasts a round, where there is any worth a word."""
         plan = self.config.participation.latest_plan(self.config.workers, self.model_side.layout.numel)
-        latest = () if plan is None else (plan.sentence(),)
+        mapped = mapped_plan(self.config, self.model_side.layout.numel)
+        latest = tuple(plan.sentence() for plan in (mapped, plan) if plan is not None)
         every, checkpoint = self.config.checkpoint_every, self.config.server.checkpoint
         size = self.account.snapshot
         if every is None or checkpoint is None or size < WORTH_A_WORD:
@@ -278,6 +283,7 @@ class ServerRun:
             executor=executor,
             threads=self.config.server.threads,
             rows=self.config.participation.row_dtype(self.config.server.rows),
+            rows_folder=rows_folder(self.config),
             window=is_windowed(self.config),
             row_source=self.row_source,
             row_slots=self.config.participation.row_slots(self.config.workers, self.config.f),
@@ -348,10 +354,15 @@ class ServerRun:
         more, room = then.total - now.total + now.latest, available_memory()
         if room is not None and more > room:
             return f"it takes {readable(more)} more memory, and {readable(room)} are available"
-        plan = after.participation.latest_plan(after.workers, self.model_side.layout.numel)
+        d = self.model_side.layout.numel
+        plan, mapped = after.participation.latest_plan(after.workers, d), mapped_plan(after, d)
         try:
             if plan is not None:
                 plan.check_room()
+            if mapped is not None:  # of which it has those of the workers before
+                before_it = mapped_plan(before, d)
+                more_rows = mapped.count - (0 if before_it is None else before_it.count)
+                replace(mapped, count=max(0, more_rows)).check_room()
         except OSError as error:
             return str(error)
         return ""
@@ -734,6 +745,20 @@ def check_descriptors(config: RunConfig) -> str | None:
     return descriptors.why_too_few("the server", config.workers, lane, least)
 
 
+def rows_folder(config: RunConfig) -> Path | None:
+    """The folder of the file in which the vectors of a round lie; None where they lie in memory."""
+    folder = config.server.rows_folder
+    return None if folder is None else user_path(folder)
+
+
+def mapped_plan(config: RunConfig, d: int) -> MappedPlan | None:
+    """The file in which the vectors of a round lie, if they do."""
+    if (folder := rows_folder(config)) is None:
+        return None
+    slots = config.participation.row_slots(config.workers, config.f)
+    return MappedPlan(folder, slots, d, config.participation.row_dtype(config.server.rows))
+
+
 def memory_budget(config: RunConfig, model_side: ModelSide) -> MemoryBudget:
     """The memory budget of a run's server."""
     d = model_side.layout.numel
@@ -742,6 +767,7 @@ def memory_budget(config: RunConfig, model_side: ModelSide) -> MemoryBudget:
         d,
         config.optimizer,
         rows=config.participation.row_dtype(config.server.rows),
+        mapped=config.server.rows_folder is not None,
         average=config.ema is not None,
         columns=window_columns(d) if is_windowed(config) else None,
         row_slots=config.participation.row_slots(config.workers, config.f),
@@ -776,6 +802,8 @@ def snapshot_bytes(config: RunConfig, d: int) -> int:
     latest = participation.latest_plan(config.workers, d)
     if latest is not None and latest.folder is not None:
         return 0  # they may have no room in memory
+    if config.server.rows_folder is not None and not config.selection.fresh_only:
+        return 0  # nor those that wait for another round
     # The parameters, the last aggregate, the optimizer, the average, and a sum of deltas.
     vectors = 2 + config.optimizer.vectors + 2 * (config.ema is not None) + 2 * participation.pushes_deltas
     waiting = 0 if config.selection.fresh_only else participation.row_slots(config.workers, config.f)

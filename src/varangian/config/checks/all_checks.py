@@ -14,6 +14,7 @@ from varangian.config.checks.rounds import (
     check_machine,
     check_mimic_momentum,
     check_participation,
+    check_rows_folder,
     check_vectors,
     check_window,
 )
@@ -204,7 +205,7 @@ CHECKS = (
     Check(frozenset({"workers", "f", "server", "participation"}), check_answers),
     Check(frozenset({"workers", "f", "server", "participation"}), check_participation),
     Check(frozenset({"aggregator", "participation", "wire", "server"}), check_vectors),
-    Check(frozenset({"participation"}), check_machine, whole=True),
+    Check(frozenset({"participation", "server"}), check_machine, whole=True),
     Check(frozenset({"workers", "byzantine"}), _check_byzantine_count),
     Check(frozenset({"workers", "f", "byzantine"}), _check_attack, whole=True),
     Check(frozenset({"workers", "byzantine"}), _check_attack_possible),
@@ -226,6 +227,7 @@ CHECKS = (
     Check(frozenset({"aggregator"}), _check_no_place),
     Check(frozenset({"workers", "f", "server", "aggregator"}), _check_window_rule),
     Check(frozenset({"server", "participation"}), check_window),
+    Check(frozenset({"server"}), check_rows_folder),
     Check(frozenset({"byzantine", "worker", "participation"}), check_mimic_momentum),
     Check(
         frozenset({"seed", "workers", "f", "rounds", "server", "availability", "participation"}),

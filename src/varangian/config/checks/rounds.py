@@ -11,6 +11,7 @@ from varangian.aggregators import Aggregator
 from varangian.aggregators.base import spent, tolerance
 from varangian.aggregators.spec import parts_of
 from varangian.config.settings import RunConfig
+from varangian.files import user_path
 from varangian.registry import FIXES, NOTHING, Fix, Problem, fixes
 from varangian.worker.attacks import inner_attack, is_joint, on_vectors, remembers, sight_of
 
@@ -42,6 +43,9 @@ def check_vectors(config: RunConfig) -> Iterator[Problem]:
 def check_machine(config: RunConfig) -> Iterator[Problem]:
     """Problems of the participation on the machine of the server."""
     yield from config.participation.local_problems()
+    folder = config.server.rows_folder
+    if folder is not None and not user_path(folder).is_dir():
+        yield Problem("server.rows_folder", "should be a folder that exists", folder)
 
 
 def check_guarantee(config: RunConfig) -> Iterator[Problem]:
@@ -65,6 +69,13 @@ def check_window(config: RunConfig) -> Iterator[Problem]:
         path = config.participation.setting()
         rule = f"should be `rows` with {path}: a window needs the vectors of a round at the same time"
         yield Problem("server.memory", rule, "window")
+
+
+def check_rows_folder(config: RunConfig) -> Iterator[Problem]:
+    """A file for whole vectors, where there are none."""
+    if config.server.rows_folder is not None and config.server.memory == "window":
+        rule = "should be null with server.memory = window, which keeps no whole vectors"
+        yield Problem("server.rows_folder", rule, config.server.rows_folder)
 
 
 def check_mimic_momentum(config: RunConfig) -> Iterator[Problem]:

@@ -17,6 +17,7 @@ ALLOWED = (
     *("server.deadline", "server.deadline_floor", "server.deadline_ceiling"),
     *("server.wait_factor", "server.wait_floor", "server.wait_rounds"),
     *("server.absent_after", "server.stop_grace", "server.checkpoint", "server.keep_rows"),
+    "server.rows_folder",
 )
 """Settings that a run may go on with another value of: no round that was done would have been another."""
 OF_HONEST_WORKERS = ("worker.per_process",)

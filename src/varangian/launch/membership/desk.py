@@ -243,6 +243,8 @@ class Desk:
         except (MemoryError, RuntimeError) as error:  # the latter is what torch says
             reason = f"{name} cannot be {DONE[action]}: there is no memory for its vectors."
             raise ChangeRefusedError(reason) from error
+        except OSError as error:
+            raise ChangeRefusedError(f"{name} cannot be {DONE[action]}: {error}") from error
         if self._machine.policy.following is None:  # the changes before have taken effect
             self._gone, self._expelled, self._by = {}, set(), []
         asked = "left by itself" if action == "leave" else f"{DONE[action]} by {by}"
