@@ -288,6 +288,57 @@ def test_a_step_without_an_update_is_an_error_on_every_rank_and_training_goes_on
     assert lines[2]["weights"][1] == 0
 
 
+FAULTY = {
+    "nan": lambda place, loss: loss * float("nan") if place % 2 else loss,
+    "scaled": lambda place, loss: loss * 1000,
+    "flipped": lambda place, loss: loss * -10,
+    "stale": lambda place, loss: loss,
+}
+"""What is wrong with the loss of a rank in a step."""
+
+
+def goes_wrong(rank, fault, spec):
+    """Seven steps in which rank 2 is wrong: the records, and each suspect with the step and the reason."""
+    torch.manual_seed(7)
+    model = Net()
+    wrapped = DistributedDataParallel(model, find_unused_parameters=True, **SMALL)
+    records, suspects = [], {}
+    robust(
+        wrapped,
+        spec,
+        1,
+        on_step=records.append,
+        on_suspect=lambda suspect: suspects.setdefault(suspect.rank, (len(records), suspect.reason)),
+    )
+    learn = torch.optim.SGD(model.parameters(), lr=0.01 * (fault != "stale"))
+    for place in range(7):
+        model.zero_grad()
+        # The same batch and the same parameters give the same gradient.
+        loss = wrapped(batch(rank, 0 if (fault, rank) == ("stale", 2) else place), False)
+        (FAULTY[fault](place, loss) if rank == 2 else loss).backward()
+        learn.step()
+    return records, suspects
+
+
+@pytest.mark.slow
+@pytest.mark.exhaustive
+@pytest.mark.parametrize("spec", ["trimmed_mean", "nnm+trimmed_mean", "multi_krum", "mean"])
+@pytest.mark.parametrize("fault", sorted(FAULTY))
+def test_a_rank_that_is_wrong_is_named(spec, fault, tmp_path):
+    if spec == "mean" and fault == "nan":
+        return  # it has no update
+    words = {"nan": "NaN or infinity", "stale": "once more"}.get(
+        fault, "as far from the update as the median"
+    )
+    for records, suspects in on_ranks(5, goes_wrong, tmp_path, fault, spec):
+        assert suspects.keys() == {2}
+        step, reason = suspects[2]
+        assert step <= 6
+        assert words in reason
+        assert all(rank == 2 for record in records for rank in record.faulty)
+        assert all(record.distances is not None and record.spread is not None for record in records)
+
+
 def disagrees(rank):
     said = []
     for given in ({"aggregator": ("median", "trimmed_mean")[rank == 1]}, {"f": 2}, {"aggregator": "mean"}):

@@ -32,8 +32,10 @@ _all_gather: Callable[..., dist.Work | None] = getattr(
     dist, "all_gather_single" if hasattr(dist, "all_gather_single") else "all_gather_into_tensor"
 )
 """Under its newer name, where torch has it."""
-VERSION = 1
+VERSION = 2
 """Of the state."""
+CHECKSUM = 1 << 40
+"""Checksums are below: the sum of those of thousands of ranks is a whole number in float64."""
 
 
 class Bucket(Protocol):
@@ -133,7 +135,12 @@ class Reduction:
         self._reference: dict[int, Tensor] = {}
         """The last update by parameters, flat as in their bucket; empty where no part asks for it."""
         self._restored: dict[str, Tensor] = {}
-        self._counts: list[int] = []
+        self._seen: tuple[list[int], list[list[int]]] = ([], [])
+        """What `Suspicion.restore` takes."""
+        self._checksums: Tensor | None = None
+        """Of the gradients of this step as far as they are here, (n,) int64."""
+        self._before: Tensor | None = None
+        """Of all gradients of the step before."""
         self._step = 0
         self._last: Step | None = None
         parts = (*self._aggregator.mix, self._aggregator.rule)
@@ -163,13 +170,16 @@ class Reduction:
 
     def state_dict(self) -> dict[str, Any]:
         """What the next steps depend on: plain values and tensors, the same on every rank."""
-        counts = self._counts if self._group is None else self._group.suspicion.counts()
+        left_out, faulty = self._seen
+        seen = {"left_out": [*left_out], "faulty": [[*steps] for steps in faulty]}
+        if self._group is not None:
+            seen = self._group.suspicion.state()
         reference = {name: value.clone() for name, value in self.reference.items()}
         return {
             "version": VERSION,
             "step": self._step,
             "seed": self._seed,
-            "left_out": [*counts],
+            **seen,
             "reference": reference,
         }
 
@@ -179,7 +189,7 @@ class Reduction:
         Raises:
             ValueError: it is no such state, or was made with another seed.
         """
-        missing = {"version", "step", "seed", "left_out", "reference"} - {*state}
+        missing = {"version", "step", "seed", "left_out", "faulty", "reference"} - {*state}
         if missing or state["version"] != VERSION:
             found = (
                 f"lacks {', '.join(sorted(missing))}" if missing else f"is of version {state['version']}"
@@ -193,11 +203,13 @@ class Reduction:
                 f"Found {self._seed}."
             )
         self._step = int(state["step"])
-        self._counts = [*map(int, state["left_out"])]
+        faulty = [[*map(int, steps)] for steps in state["faulty"]]
+        self._seen = ([*map(int, state["left_out"])], faulty)
+        self._before = None
         self._reference = {}
         self._restored = {str(name): value.detach().clone() for name, value in state["reference"].items()}
         if self._group is not None:
-            self._group.suspicion.restore(self._counts)
+            self._group.suspicion.restore(*self._seen)
 
     def attach(
         self,
@@ -237,7 +249,7 @@ class Reduction:
         }
         peers = introduce(told, found, device)
         suspicion = Suspicion(n, self._suspect_after)
-        suspicion.restore(self._counts)
+        suspicion.restore(*self._seen)
         names = {id(parameter): name for name, parameter in parameters} if named else {}
         rank = dist.get_rank(found)
         self._group = _Group(found, n, rank, peers, self._aggregator, names, suspicion)
@@ -249,7 +261,8 @@ class Reduction:
     def take(self, bucket: Bucket) -> torch.futures.Future[Tensor]:
         """The next bucket of the step; its update is there when the last one was taken."""
         if bucket.index() == 0:
-            self._pieces, self._sum = [], None  # those of a backward pass that failed on its way
+            # Those of a backward pass that failed on its way.
+            self._pieces, self._sum, self._checksums = [], None, None
         buffer, parameters = bucket.buffer(), bucket.parameters()
         if self._group is None:
             self.attach([(str(i), p) for i, p in enumerate(parameters)], buffer.device, named=False)
@@ -293,8 +306,11 @@ class Reduction:
         piece.arriving.wait()
         piece.measured = True
         if piece.mine:
-            found = measure(self._aggregator, piece.rows(group.n), self._shard_of_reference(group, piece))
+            rows = piece.rows(group.n)
+            found = measure(self._aggregator, rows, self._shard_of_reference(group, piece))
             self._sum = found if self._sum is None else self._sum + found
+            checksums = checksums_of(rows)
+            self._checksums = checksums if self._checksums is None else self._checksums + checksums
 
     def _shard_of_reference(self, group: _Group, piece: _Piece) -> Tensor | None:
         """The columns of the last update that this rank owns; None where there is none."""
@@ -320,7 +336,7 @@ class Reduction:
         """One decision for all buckets, and their updates."""
         pieces = self._pieces
         self._memory = {piece.key: piece.memory for piece in pieces}
-        total = self._added_up(group, pieces[0].memory.device)
+        total, repeated = self._added_up(group, pieces[0].memory.device)
         error: Exception | None = None
         decision: Decision | None = None
         precision = max(
@@ -330,52 +346,71 @@ class Reduction:
             decision = decide(self._aggregator, total, self.generator(self._step), precision=precision)
         except AggregationError as reason:
             error = reason
+        distances: Tensor | None = None
         if decision is not None:
-            error = self._update(group, pieces, decision)
+            error, distances = self._update(group, pieces, decision)
         if error is not None:
             for piece in pieces:
                 piece.memory.fill_(torch.nan)
         elif self._refers:
             self._remember(pieces)
         self._restored = {}
-        step = _record(self._step, total, decision, error)
+        step = _record(self._step, total, decision, error, distances, repeated)
         self._step += 1
         self._last = step
         for piece in pieces:
             piece.future.set_result(piece.memory[: piece.d])
         _after_gradients(lambda: self._tell(group, step, error))
 
-    def _added_up(self, group: _Group, device: torch.device) -> Measured:
-        """The sum of what all ranks measured: the same bits on each."""
+    def _added_up(self, group: _Group, device: torch.device) -> tuple[Measured, tuple[int, ...]]:
+        """The sum of what all ranks measured, the same bits on each; and who repeats its last gradient."""
         n, mine = group.n, self._sum or Measured.nothing(group.n)
-        numbers = torch.cat([mine.products.flatten(), mine.invalid]).to(device)
+        checksums = torch.zeros(n, dtype=torch.int64) if self._checksums is None else self._checksums
+        checksums = (checksums.cpu() % CHECKSUM).double()  # exact, and so are their sums
+        numbers = torch.cat([mine.products.flatten(), mine.invalid, checksums]).to(device)
         dist.all_reduce(numbers, group=group.group)
         numbers = numbers.cpu()
-        return Measured(numbers[:-n].view(n + 2, n + 2), numbers[-n:])
+        before, self._before, self._checksums = self._before, numbers[-n:] % CHECKSUM, None
+        same = [] if before is None else (self._before == before).nonzero().flatten().tolist()
+        found = Measured(numbers[: -2 * n].view(n + 2, n + 2), numbers[-2 * n : -n])
+        return found, tuple(same) if 2 * len(same) < n else ()
 
-    def _update(self, group: _Group, pieces: list[_Piece], decision: Decision) -> Exception | None:
-        """Apply the decision to the shards and exchange them; why there is no update, if there is none."""
+    def _update(
+        self, group: _Group, pieces: list[_Piece], decision: Decision
+    ) -> tuple[Exception | None, Tensor | None]:
+        """Apply the decision to the shards and exchange them.
+
+        Returns:
+            Why there is no update, if there is none; and squared distances of the rows from it, (n,), where
+            the decision has none.
+        """
         error: Exception | None = None
-        gathered: list[dist.Work] = []
+        exchanged: list[dist.Work | None] = []
+        device = pieces[0].memory.device
+        squares = None if decision.distances is not None else torch.zeros(group.n, dtype=torch.float64)
         for piece in pieces:
             shard = torch.zeros(piece.s, dtype=piece.memory.dtype, device=piece.memory.device)
             if piece.mine:
                 try:
-                    reference = self._shard_of_reference(group, piece)
-                    shard[: piece.mine] = decision.apply(piece.rows(group.n), reference)
+                    rows, reference = piece.rows(group.n), self._shard_of_reference(group, piece)
+                    shard[: piece.mine] = decision.apply(rows, reference)
+                    if squares is not None:
+                        squares += squared_distances(rows, shard[: piece.mine])
                 except AggregationError as reason:
                     error = error or reason
                     shard.fill_(torch.nan)  # which the other ranks see
-            work = _all_gather(piece.memory, shard, group=group.group, async_op=True)
+            exchanged.append(_all_gather(piece.memory, shard, group=group.group, async_op=True))
+        if squares is not None:
+            squares = squares.to(device)
+            exchanged.append(dist.all_reduce(squares, group=group.group, async_op=True))
+        for work in exchanged:
             assert work is not None
-            gathered.append(work)
-        for work in gathered:
             work.wait()
         if error is None and not decision.certain:
             sound = all(bool(piece.memory[: piece.d].isfinite().all()) for piece in pieces)
             if not sound:
-                return AggregationError("The update has numbers that are not finite.")
-        return error
+                error = AggregationError("The update has numbers that are not finite.")
+        return error, None if squares is None else squares.cpu()
 
     def _remember(self, pieces: list[_Piece]) -> None:
         """Keep the update: the next steps measure from it."""
@@ -394,9 +429,9 @@ class Reduction:
         """Say what became of a step; gradients are written by now."""
         for tell in group.records:
             tell(step)
-        for rank in group.suspicion.see(step):
+        for rank, steps, reason in group.suspicion.see(step):
             peer = group.peers[rank]
-            suspect = SuspectRank(rank, self._suspect_after, peer.host, peer.device)
+            suspect = SuspectRank(rank, steps, peer.host, peer.device, reason)
             if self._on_suspect is not None:
                 self._on_suspect(suspect)
             elif group.rank in (0, rank):
@@ -427,19 +462,49 @@ def _text(aggregator: Aggregator) -> str:
         return ", ".join(type(part).__qualname__ for part in (*aggregator.mix, aggregator.rule))
 
 
-def _record(number: int, total: Measured, decision: Decision | None, error: Exception | None) -> Step:
+def checksums_of(rows: Rows) -> Tensor:
+    """Of the bits of each row, (n,) int64: the sum of its numbers as integers, the same in any order."""
+    return torch.stack(
+        [row.view(_INTEGERS[row.element_size()]).sum(dtype=torch.int64) for row in rows.vectors]
+    )
+
+
+def squared_distances(rows: Rows, update: Tensor) -> Tensor:
+    """Of each row from the update in these columns: (n,) float64, NaN for a row that is not finite."""
+    working = torch.float64 if update.dtype is torch.float64 else torch.float32
+    near = update.to(working)
+    found = [(row.to(working) - near).square_().sum(dtype=torch.float64) for row in rows.vectors]
+    return torch.stack(found).cpu()
+
+
+_INTEGERS = {2: torch.int16, 4: torch.int32, 8: torch.int64}
+"""Types of whole numbers by their bytes."""
+
+
+def _record(
+    number: int,
+    total: Measured,
+    decision: Decision | None,
+    error: Exception | None,
+    squares: Tensor | None,
+    repeated: tuple[int, ...],
+) -> Step:
     dropped = tuple(total.invalid.nonzero().flatten().tolist())
     if decision is None or error is not None:
         ranks = f" Not finite: {', '.join(map(str, dropped))}." if dropped else ""
-        return Step(number, dropped, None, error=f"{error}{ranks}")
-    weights, distances = decision.weights, decision.distances
+        return Step(number, dropped, None, error=f"{error}{ranks}", repeated=repeated)
+    weights, distances, spread = decision.weights, decision.distances, decision.spread
+    if distances is None and squares is not None:
+        squares[[*dropped]] = torch.nan
+        distances, spread = squares.sqrt(), float(squares[[*decision.kept]].mean())
     return Step(
         number,
         dropped,
         None if weights is None else tuple(weights.tolist()),
         decision.reference_weight,
-        decision.spread,
+        spread,
         None if distances is None else tuple(distances.tolist()),
+        repeated,
     )
 
 

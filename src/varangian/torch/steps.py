@@ -7,10 +7,19 @@ from __future__ import annotations
 
 import json
 import math
+import statistics
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+
+FAR = 3.0
+"""So many times the median distance from the update is far. Distances of gradients of batches of one size,
+from one model, differ by less: what varies is their length, by tens of percent."""
+FAULTS = 3
+"""Steps with a fault that can be seen after which a rank is a suspect."""
+WINDOW = 50
+"""The steps within which these are."""
 
 
 @dataclass(frozen=True)
@@ -26,10 +35,11 @@ class Step:
     reference_weight: float = 0.0
     """The coefficient of the last update in this one."""
     spread: float | None = None
-    """Mean squared distance of the gradients that took part from the update; None where the rule measures
-    no distances, or goes by coordinates."""
+    """Mean squared distance of the gradients that took part from the update; None where there is none."""
     distances: tuple[float, ...] | None = None
     """Of each rank's gradient from the update, NaN for one that was dropped; None as for `spread`."""
+    repeated: tuple[int, ...] = ()
+    """Ranks whose gradient is that of their step before, number for number, while most ranks' are new."""
     error: str | None = None
     """Why there is no update; None where there is one."""
 
@@ -47,6 +57,20 @@ class Step:
         none = () if self.weights is None else (i for i, c in enumerate(self.weights) if c == 0)
         return frozenset({*self.dropped, *none})
 
+    @property
+    def far(self) -> frozenset[int]:
+        """Ranks whose gradient is `FAR` times as far from the update as the median rank's."""
+        known = [x for x in self.distances or () if math.isfinite(x)]
+        if not known:
+            return frozenset()
+        limit = FAR * statistics.median(known)
+        return frozenset(i for i, x in enumerate(self.distances or ()) if x > limit)
+
+    @property
+    def faulty(self) -> frozenset[int]:
+        """Ranks whose gradient is not finite, far from the others, or the one before once more."""
+        return frozenset({*self.dropped, *self.far, *self.repeated})
+
     def line(self) -> str:
         """The record as a line of JSON; what is not known is left out."""
         distances = None if self.distances is None else [_number(x) for x in self.distances]
@@ -58,6 +82,7 @@ class Step:
             "reference_weight": self.reference_weight or None,
             "spread": self.spread,
             "distances": distances,
+            "repeated": [*self.repeated] or None,
             "error": self.error,
         }
         return json.dumps({key: value for key, value in values.items() if value is not None})
@@ -69,45 +94,76 @@ def _number(value: float) -> float | None:
 
 @dataclass(frozen=True)
 class SuspectRank:
-    """A rank whose gradient had no influence for a number of steps in a row."""
+    """A rank whose gradient is wrong again and again, or has no influence."""
 
     rank: int
     steps: int
+    """In how many of the last `WINDOW` steps, or, without influence, for how many in a row."""
     host: str
     device: str
+    reason: str
+    """What was wrong, and how often, as a part of a sentence."""
 
     def __str__(self) -> str:
         return (
-            f"Rank {self.rank} (host {self.host}, {self.device}) had no influence on the update for "
-            f"{self.steps} steps in a row: its gradients are not finite or far from the others. Look at "
-            "its data and its device."
+            f"Rank {self.rank} (host {self.host}, {self.device}) {self.reason}. Look at its data and its "
+            "device."
         )
 
 
 class Suspicion:
-    """Counts for how many steps in a row each rank was left out."""
+    """Finds ranks whose gradients are wrong again and again, or have no influence.
 
-    def __init__(self, n: int, after: int) -> None:
-        self._counts = [0] * n
-        self._after = after
+    Args:
+        n: ranks.
+        after: steps in a row without influence after which a rank is a suspect.
+        faults: steps, of the last `WINDOW`, with a fault that can be seen after which it is one.
+    """
 
-    def see(self, step: Step) -> list[int]:
-        """The ranks that have just been left out for so many steps in a row."""
+    def __init__(self, n: int, after: int, faults: int = FAULTS) -> None:
+        self._left_out = [0] * n
+        self._faulty: list[list[int]] = [[] for _ in range(n)]
+        """The last steps in which each rank was faulty."""
+        self._after, self._faults = after, faults
+
+    def see(self, step: Step) -> list[tuple[int, int, str]]:
+        """The ranks that have just become suspects, in how many steps, and why."""
         if step.error is not None:
             return []
-        self._counts = [
-            count + 1 if rank in step.left_out else 0 for rank, count in enumerate(self._counts)
-        ]
-        return [rank for rank, count in enumerate(self._counts) if count == self._after]
+        found: dict[int, tuple[int, str]] = {}
+        for rank in range(len(self._left_out)):
+            self._left_out[rank] = self._left_out[rank] + 1 if rank in step.left_out else 0
+            if self._left_out[rank] == self._after:
+                reason = f"had no influence on the update for {self._after} steps in a row"
+                found[rank] = (self._after, reason)
+            recent = [at for at in self._faulty[rank] if at > step.step - WINDOW]
+            if rank in step.faulty:
+                recent = [*recent, step.step][-self._faults - 1 :]
+                if len(recent) == self._faults:
+                    reason = (
+                        f"{_fault(rank, step)}, or the like, in {self._faults} of the last {WINDOW} steps"
+                    )
+                    found[rank] = (self._faults, reason)
+            self._faulty[rank] = recent
+        return [(rank, steps, reason) for rank, (steps, reason) in found.items()]
 
-    def counts(self) -> list[int]:
-        """Steps in a row for which each rank was left out."""
-        return [*self._counts]
+    def state(self) -> dict[str, Any]:
+        """What `restore` takes: steps in a row without influence, and the last faulty steps, by rank."""
+        return {"left_out": [*self._left_out], "faulty": [[*steps] for steps in self._faulty]}
 
-    def restore(self, counts: Sequence[int]) -> None:
-        """Go on from `counts`; of another number of ranks they begin again."""
-        if len(counts) == len(self._counts):
-            self._counts = [*counts]
+    def restore(self, left_out: Sequence[int], faulty: Sequence[Sequence[int]]) -> None:
+        """Go on from these; of another number of ranks they begin again."""
+        if len(left_out) == len(faulty) == len(self._left_out):
+            self._left_out = [*left_out]
+            self._faulty = [[*steps] for steps in faulty]
+
+
+def _fault(rank: int, step: Step) -> str:
+    if rank in step.dropped:
+        return "had a gradient with NaN or infinity"
+    if rank in step.repeated:
+        return "sent the gradient of the step before once more"
+    return f"had a gradient more than {FAR:g} times as far from the update as the median"
 
 
 def appender(path: str | Path) -> Callable[[Step], None]:
