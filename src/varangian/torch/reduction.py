@@ -74,6 +74,9 @@ class _Group:
     """The process group, once it is known."""
 
     group: dist.ProcessGroup
+    """The ranks that hold the same columns, one for each row."""
+    whole: dist.ProcessGroup
+    """The ranks that hold all columns of all rows: the same ones, or those of all shards of a model."""
     n: int
     rank: int
     peers: list[Peer]
@@ -217,9 +220,17 @@ class Reduction:
         device: torch.device,
         group: dist.ProcessGroup | None = None,
         *,
+        whole: dist.ProcessGroup | None = None,
         named: bool = True,
     ) -> None:
         """Meet the other ranks. Every rank calls it, with the same parameters.
+
+        Args:
+            parameters: with their names, as far as they are here.
+            device: of tensors that are exchanged.
+            group: the ranks that have the same ones, a row each.
+            whole: the ranks that have all parameters together, where those of `group` have a shard.
+            named: whether the names are known.
 
         Raises:
             ValueError: the aggregator has no guarantee for so many ranks, a parameter has a type that
@@ -252,11 +263,17 @@ class Reduction:
         suspicion.restore(*self._seen)
         names = {id(parameter): name for name, parameter in parameters} if named else {}
         rank = dist.get_rank(found)
-        self._group = _Group(found, n, rank, peers, self._aggregator, names, suspicion)
-        if self._log is not None and rank == 0:
+        whole = whole or found
+        self._group = _Group(found, whole, n, rank, peers, self._aggregator, names, suspicion)
+        if self._log is not None and dist.get_rank(whole) == 0:
             self._group.records.append(appender(self._log))
         if self._on_step is not None:
             self._group.records.append(self._on_step)
+
+    def name(self, names: Mapping[int, str]) -> None:
+        """Give the names of parameters by their identity, where those that `attach` saw are others."""
+        assert self._group is not None
+        self._group.names = names
 
     def take(self, bucket: Bucket) -> torch.futures.Future[Tensor]:
         """The next bucket of the step; its update is there when the last one was taken."""
@@ -360,7 +377,7 @@ class Reduction:
         self._last = step
         for piece in pieces:
             piece.future.set_result(piece.memory[: piece.d])
-        _after_gradients(lambda: self._tell(group, step, error))
+        after_gradients(lambda: self._tell(group, step, error))
 
     def _added_up(self, group: _Group, device: torch.device) -> tuple[Measured, tuple[int, ...]]:
         """The sum of what all ranks measured, the same bits on each; and who repeats its last gradient."""
@@ -368,7 +385,7 @@ class Reduction:
         checksums = torch.zeros(n, dtype=torch.int64) if self._checksums is None else self._checksums
         checksums = (checksums.cpu() % CHECKSUM).double()  # exact, and so are their sums
         numbers = torch.cat([mine.products.flatten(), mine.invalid, checksums]).to(device)
-        dist.all_reduce(numbers, group=group.group)
+        dist.all_reduce(numbers, group=group.whole)
         numbers = numbers.cpu()
         before, self._before, self._checksums = self._before, numbers[-n:] % CHECKSUM, None
         same = [] if before is None else (self._before == before).nonzero().flatten().tolist()
@@ -402,13 +419,19 @@ class Reduction:
             exchanged.append(_all_gather(piece.memory, shard, group=group.group, async_op=True))
         if squares is not None:
             squares = squares.to(device)
-            exchanged.append(dist.all_reduce(squares, group=group.group, async_op=True))
+            exchanged.append(dist.all_reduce(squares, group=group.whole, async_op=True))
         for work in exchanged:
             assert work is not None
             work.wait()
-        if error is None and not decision.certain:
-            sound = all(bool(piece.memory[: piece.d].isfinite().all()) for piece in pieces)
-            if not sound:
+        if not decision.certain:
+            sound = error is None and all(
+                bool(piece.memory[: piece.d].isfinite().all()) for piece in pieces
+            )
+            if group.whole is not group.group:  # whose ranks see other columns
+                bad = torch.tensor([float(not sound)], device=device)
+                dist.all_reduce(bad, group=group.whole)
+                sound = not bool(bad)
+            if not sound and error is None:
                 error = AggregationError("The update has numbers that are not finite.")
         return error, None if squares is None else squares.cpu()
 
@@ -508,7 +531,7 @@ def _record(
     )
 
 
-def _after_gradients(act: Callable[[], None]) -> None:
+def after_gradients(act: Callable[[], None]) -> None:
     """Call this when the backward pass has written all gradients, so that an error leaves DDP whole.
 
     The hook runs before DDP has asked for its own last call; one asked for in ours comes after it.
