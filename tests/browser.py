@@ -20,7 +20,7 @@ def find_browser():
 class Browser:
     """One page in a browser that has no network but this machine's own."""
 
-    def __init__(self, folder, width=1400, height=1000):
+    def __init__(self, folder, *options, width=1400, height=1000):
         to_read, self._write = os.pipe()
         self._read, to_write = os.pipe()
 
@@ -34,7 +34,7 @@ class Browser:
             [
                 *(find_browser(), "--headless=new", "--no-sandbox", "--disable-gpu"),
                 *("--remote-debugging-pipe", "--disable-dev-shm-usage", "--disable-background-networking"),
-                *(f"--window-size={width},{height}", f"--user-data-dir={folder}"),
+                *(f"--window-size={width},{height}", f"--user-data-dir={folder}", *options),
                 *("--host-resolver-rules=MAP * ~NOTFOUND , EXCLUDE 127.0.0.1", "about:blank"),
             ],
             preexec_fn=use_descriptors,

@@ -82,6 +82,13 @@ class Access:
         """Whether everybody who can connect may look."""
         return self.token is None and self.security is None
 
+    @property
+    def kind(self) -> str:
+        """How a browser may look: `open`, or with a `token`, a `certificate`, or `either`."""
+        if self.token is None:
+            return "open" if self.security is None else "certificate"
+        return "token" if self.security is None else "either"
+
     def why_not(self, authorization: str | None, peer: Peer | None) -> str:
         """Why this caller may not look; empty if it may.
 

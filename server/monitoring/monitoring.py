@@ -77,8 +77,7 @@ class Monitoring:
         for path, answer in page_routes().items():
             self.add(path, answer, public=True)
         self.add("/state.json", lambda: state_answer(state()))
-        kind = "open" if self._access.open else "token" if self._security is None else "certificate"
-        self.add("/access", lambda: plain(200, kind), public=True)
+        self.add("/access", lambda: plain(200, self._access.kind), public=True)
 
     @asynccontextmanager
     async def listening(self) -> AsyncGenerator[None]:

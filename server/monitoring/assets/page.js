@@ -3,8 +3,10 @@
 
 const SVG = "http://www.w3.org/2000/svg";
 const PERIOD = 1000, SLOW = 10000, LONGEST = 30000, PATIENCE = 15000;
+const SOON = 3 * 86400000; // before the end of a certificate
 const get = (id) => document.getElementById(id);
 let token = sessionStorage.getItem("token") || "";
+let access = "open"; // or what it takes to look: a token, a certificate, either
 let failures = 0, timer = 0, last = null, tag = "", told = 0;
 
 if (location.hash.startsWith("#token=")) {
@@ -226,6 +228,7 @@ function worker(one, state, equal) {
   const weights = one.weights.filter((cell) => typeof cell === "number");
   const mean = weights.length ? weights.reduce((a, b) => a + b, 0) / weights.length : null;
   put(share, mean === null ? "" : percent(mean));
+  until.classList.toggle("soon", one.certificate_expires !== null && one.certificate_expires * 1000 < Date.now() + SOON);
   put(until, one.certificate_expires === null ? "" : new Date(one.certificate_expires * 1000).toISOString().slice(0, 10));
   const [count, paths] = strip(one, state, equal);
   row.svg.setAttribute("viewBox", `0 0 ${count} 1`);
@@ -367,8 +370,11 @@ function lost() {
 }
 
 function needToken(text) {
-  get("token").hidden = false;
+  document.documentElement.dataset.ready = "yes";
   put(get("state"), "locked");
+  get("contact").hidden = access !== "certificate";
+  get("token").hidden = access === "certificate";
+  if (access === "certificate") return put(get("contact"), text.trim());
   put(get("wrong"), token ? text.trim() : "");
   get("secret").focus();
 }
@@ -386,8 +392,7 @@ addEventListener("resize", () => { cancelAnimationFrame(resized); resized = requ
 
 async function start() {
   furniture();
-  let access = "open";
   try { access = (await (await fetch("access", { cache: "no-store" })).text()).trim(); } catch { /* asked again below */ }
-  if (access === "token" && !token) { document.documentElement.dataset.ready = "yes"; needToken(""); } else ask();
+  if (access === "token" && !token) needToken(""); else ask();
 }
 start();

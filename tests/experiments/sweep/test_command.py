@@ -50,7 +50,7 @@ def test_a_line_for_each_run_the_table_and_the_report(sweep, grid):
     code, out, err = sweep(grid, "--jobs", "1")
     lines = out.splitlines()
     assert (code, err) == (0, "")
-    assert lines[0] == "4 points, 0 of them done before, 4 to run with 1 jobs"
+    assert lines[0] == "4 points, 0 of them done before, 4 to run with 1 job"
     assert lines[1].startswith("1/4  median  seed 1  accuracy 1.0 %")
     assert "4 of 4 runs done, 4 of them now" in lines
     assert lines[-1] == "the report: varangian report runs/rules.sweep.json"

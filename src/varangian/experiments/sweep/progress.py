@@ -115,8 +115,9 @@ def found(progress: Progress) -> str:
     points = len(progress.plan.points)
     missing = points - progress.found
     left = f"; time left: {duration(progress.seconds_left)}" if progress.earlier.runs and missing else ""
-    done = f"{points} points, {progress.found} of them done before"
-    how = f"in {progress.engine}" if progress.engine else f"with {progress.jobs} jobs"
+    done = f"{points} point{'s' * (points != 1)}, {progress.found} of them done before"
+    jobs = f"with {progress.jobs} job{'s' * (progress.jobs != 1)}"
+    how = f"in {progress.engine}" if progress.engine else jobs
     return f"{done}, {missing} to run {how}{left}"
 
 

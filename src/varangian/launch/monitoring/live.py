@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import time
 from collections import deque
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 from varangian.config import RunConfig
 from varangian.files import user_path
+from varangian.launch.monitoring.certificates import certificate_warnings
 from varangian.launch.monitoring.facts import facts_of, title_of
 from varangian.launch.result import RunError
 from varangian.protos.network.address import is_loopback
@@ -66,6 +68,8 @@ class LiveView:
     run: ServerRun
     coordinator: Coordinator
     sessions: Sessions
+    security: Security | None = None
+    """The server's certificates; None without TLS."""
     _ended: deque[float] = field(default_factory=lambda: deque[float](maxlen=LATELY))
     """When the last rounds were done, in seconds from any start."""
     _made: tuple[float, bytes] | None = None
@@ -146,8 +150,8 @@ class LiveView:
             received=received,
             sent=sent,
             checkpoint=None if kept is None else kept[0],
-            warnings=self._warnings(),
-            facts={**self._facts, "quorum": str(policy.quorum)},
+            warnings=self._warnings(ends),
+            facts={**self._facts, "quorum": str(policy.quorum), **self._revoked()},
         )
 
     def _state(self, finished: bool) -> str:
@@ -162,9 +166,17 @@ class LiveView:
         lasted = time.monotonic() - ended[0] if len(ended) > 1 else 0.0
         return rounded((len(ended) - 1) / lasted) if lasted > 0 else None
 
-    def _warnings(self) -> list[str]:
+    def _warnings(self, ends: Mapping[str, float]) -> list[str]:
         sentence = self.run.failures.sentence(self.run.rounds)
-        return [] if sentence is None else [escape(sentence, 500)]
+        found = [] if sentence is None else [sentence]
+        if self.security is not None:
+            found += self.security.warnings()
+        found += certificate_warnings(ends, self.run.machine.state.revoked)
+        return [escape(text, 500) for text in found]
+
+    def _revoked(self) -> dict[str, str]:
+        """How many certificates are revoked, where there are some at all."""
+        return {} if self.security is None else {"revoked certificates": str(len(self.security.revoked))}
 
 
 def open_monitoring(
@@ -198,7 +210,7 @@ def open_monitoring(
         announce=lambda url: server_run.note(f"the page of the run is {url}"),
     )
     monitoring.ready_when(not_ready)
-    view = LiveView(server_run, coordinator, sessions)
+    view = LiveView(server_run, coordinator, sessions, security)
     server_run.watch = view.observe
     monitoring.show(view.state)
     if (metrics := server_run.metrics) is not None:
