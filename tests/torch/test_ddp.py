@@ -63,7 +63,8 @@ def compare(rank, spec, f, options):
     model.load_state_dict(plain.state_dict())
     wrapped = DistributedDataParallel(model, **options.get("ddp", {}))
     records = []
-    reduction = robust(wrapped, spec, f, seed=3, on_step=records.append, on_error="nan")
+    weights = options.get("weights")
+    reduction = robust(wrapped, spec, f, seed=3, on_step=records.append, on_error="nan", weights=weights)
     aggregator, last, apart = reduction.aggregator, None, []
     learn = [torch.optim.SGD(each.parameters(), lr=0.1) for each in (plain, model)]
     for step in range(steps):
@@ -79,7 +80,7 @@ def compare(rank, spec, f, options):
         mine = flat([p.grad.to(wide) for p in used])
         rows = [torch.empty_like(mine) for _ in range(n)]
         dist.all_gather(rows, mine)
-        whole = aggregator(torch.stack(rows), last, reduction.generator(step))
+        whole = aggregator(torch.stack(rows), last, reduction.generator(step), weights=weights)
         last = whole.vector
         for p, part in zip(used, last.split([p.numel() for p in used]), strict=True):
             p.grad = part.clone().view_as(p).to(p.dtype)
@@ -128,6 +129,8 @@ QUICK = [
     ("centered_clipping", 1, {"ddp": {"gradient_as_bucket_view": True}, "no_sync": True}),
     ("bucketing+mean", 0, {"mixed": True, "spare": True}),
     ("arc+caf", 1, {"bad": {0: float("inf")}, "ddp": {"find_unused_parameters": True}}),
+    ("trimmed_mean", 1, {"bad": {1: -1000.0}, "weights": (3, 4, 2)}),
+    ("arc+caf", 1, {"bad": {0: float("inf")}, "weights": (2, 2, 3)}),
 ]
 """One case for each thing that may go wrong by itself."""
 SMALL = {"bucket_cap_mb": 0.005}
@@ -147,7 +150,7 @@ def test_the_update_is_that_of_the_gathered_gradients(tmp_path):
     for place, (spec, f, _) in enumerate(cases):
         check([answer[place] for answer in answers], aggregator_from(spec, "aggregator", f=f))
     dropped = [[record.dropped for record in answers[0][place][0]] for place in range(len(cases))]
-    assert dropped == [[()] * 3, [(2,)] * 3, [()] * 3, [()] * 3, [(0,)] * 3]
+    assert dropped == [[()] * 3, [(2,)] * 3, [()] * 3, [()] * 3, [(0,)] * 3, [()] * 3, [(0,)] * 3]
 
 
 FULL = [

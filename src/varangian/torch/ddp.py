@@ -2,7 +2,7 @@
 
 # No `from __future__ import annotations`: DDP compares the annotations of a hook with the types themselves.
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Literal
 
@@ -34,6 +34,7 @@ def robust(
     suspect_after: int = 10,
     on_suspect: Callable[[SuspectRank], None] | None = None,
     on_error: Literal["raise", "nan"] = "raise",
+    weights: Sequence[float] | None = None,
 ) -> Reduction:
     """Replace the average of gradients by a robust rule, on every rank, before the first backward pass.
 
@@ -47,6 +48,7 @@ def robust(
         suspect_after: steps in a row without influence after which a rank is a suspect.
         on_suspect: called with a suspect; by default there is a warning.
         on_error: "raise", or "nan" for gradients that are NaN, where a step has no update.
+        weights: what the gradient of each rank weighs; None for all the same.
 
     Returns:
         The state, with the last record (`last`), `state_dict` and `load_state_dict`.
@@ -66,6 +68,7 @@ def robust(
         suspect_after=suspect_after,
         on_suspect=on_suspect,
         on_error=on_error,
+        weights=weights,
     )
     parameters = [(name, p) for name, p in model.module.named_parameters() if p.requires_grad]
     reduction.attach(parameters, parameters[0][1].device, model.process_group)

@@ -23,7 +23,7 @@ from torch.autograd import Variable
 from varangian.aggregators import AggregationError, Aggregator, aggregator_from, spec_of
 from varangian.aggregators.base import uses_reference
 from varangian.aggregators.gram import precision_of
-from varangian.aggregators.rows import FLOATS, Rows
+from varangian.aggregators.rows import FLOATS, Rows, RowsError
 from varangian.aggregators.streaming.sharded import Decision, Measured, decide, measure, refuses
 from varangian.torch.peers import Peer, introduce
 from varangian.torch.steps import Step, SuspectRank, Suspicion, appender
@@ -102,6 +102,8 @@ class Reduction:
         on_error: what happens where a step has no update, because too many gradients are not finite. In
             both cases gradients are NaN; with "raise" there is an `AggregationError` on every rank, too,
             with "nan" none: a gradient scaler, or a check of the loop, sees them.
+        weights: what the gradient of each rank weighs, in the order of ranks, as samples of its batch; None
+            for all the same. f becomes the weight of the f heaviest.
 
     Raises:
         ConfigError: the aggregator is none.
@@ -120,7 +122,9 @@ class Reduction:
         suspect_after: int = 10,
         on_suspect: Callable[[SuspectRank], None] | None = None,
         on_error: Literal["raise", "nan"] = "raise",
+        weights: Sequence[float] | None = None,
     ) -> None:
+        self._weights = None if weights is None else [*map(float, weights)]
         self._aggregator = _checked(aggregator, f)
         if on_error not in ("raise", "nan"):
             raise ValueError(f"on_error: should be 'raise' or 'nan'. Found {on_error!r}.")
@@ -246,7 +250,11 @@ class Reduction:
                 known = ", ".join(str(dtype).removeprefix("torch.") for dtype in FLOATS)
                 raise ValueError(f"parameters.{name}: should be one of {known}. Found {parameter.dtype}.")
         n, f = found.size(), self._aggregator.tolerance or 0
-        if reason := self._aggregator.requires(n, f):
+        try:
+            reason = self._aggregator.requires(n, f, self._weights)
+        except RowsError as error:
+            raise ValueError(f"weights: should be one for each of {n} ranks. {error}") from None
+        if reason:
             raise ValueError(
                 f"aggregator: has no guarantee for {n} ranks of which {f} may be faulty. {reason}. "
                 "Take more ranks, a smaller f or another rule."
@@ -256,6 +264,7 @@ class Reduction:
             "f": str(f),
             "seed": str(self._seed),
             "on_error": self._on_error,
+            "weights": str(self._weights),
             "parameters": " ".join(f"{name}:{tuple(p.shape)}:{p.dtype}" for name, p in parameters),
         }
         peers = introduce(told, found, device)
@@ -360,7 +369,13 @@ class Reduction:
             precision_of(Rows((piece.memory,))) for piece in pieces
         )  # of the narrowest type of a bucket
         try:
-            decision = decide(self._aggregator, total, self.generator(self._step), precision=precision)
+            decision = decide(
+                self._aggregator,
+                total,
+                self.generator(self._step),
+                precision=precision,
+                weights=self._weights,
+            )
         except AggregationError as reason:
             error = reason
         distances: Tensor | None = None
