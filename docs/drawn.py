@@ -27,6 +27,7 @@ WHAT = {
     "config": "YAML and key=value to built objects",
     "trackers": "TensorBoard, Weights & Biases, MLflow",
     "flower": "rules inside Flower",
+    "nvflare": "rules inside NVFlare",
     "torch": "rules inside torch.distributed",
     "federated": "rules on models by name",
     "pki": "the authority of a cluster",

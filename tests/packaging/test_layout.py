@@ -21,7 +21,7 @@ CATALOGUES = (
     "src/varangian/cli/commands",
 )
 """Folders of things of one kind, a file for each."""
-ADAPTERS = {"flower": "flwr"}
+ADAPTERS = {"flower": "flwr", "nvflare": "nvflare"}
 """Packages for other frameworks, and what they cannot be imported without; .ci/adapters has all."""
 
 

@@ -146,13 +146,20 @@ class Layout:
                 at += field.size
         return found
 
+    def middle(self, models: Sequence[Arrays]) -> dict[str, NDArray[Any]]:
+        """The coordinate-wise median of the floating point arrays: the lower middle."""
+        return self._medians(self.floats, models)
+
     def medians(self, models: Sequence[Arrays]) -> dict[str, NDArray[Any]]:
         """The median of each number of the arrays that are not floats: the lower middle, of their type."""
+        return self._medians(self.others, models)
+
+    def _medians(self, fields: Sequence[Field], models: Sequence[Arrays]) -> dict[str, NDArray[Any]]:
         if not models:
             return {}
         middle = (len(models) - 1) // 2
         found: dict[str, NDArray[Any]] = {}
-        for field in self.others:
+        for field in fields:
             stacked = np.stack([model[field.name] for model in models])
             found[field.name] = np.asarray(np.partition(stacked, middle, axis=0)[middle]).reshape(
                 field.shape
@@ -188,6 +195,8 @@ def median_metrics(
     forms: dict[str, dict[int, list[list[float]]]] = {}
     for record in records:
         for key, value in record.items():
+            if isinstance(value, str | bytes):
+                continue
             values = value if isinstance(value, Sequence) else (value,)
             form = len(values) if isinstance(value, Sequence) else -1
             try:

@@ -83,6 +83,7 @@ class Models:
         *,
         dropped: Mapping[str, str] | None = None,
         absent: Mapping[str, str] | None = None,
+        weigh: Mapping[str, float] | None = None,
     ) -> tuple[dict[str, NDArray[Any]] | None, tuple[str, ...]]:
         """One update of the models of a round; order and time of their arrival have no influence.
 
@@ -94,6 +95,7 @@ class Models:
                 is added; None for models that are differences already.
             dropped: clients whose reply cannot be used, and why.
             absent: clients that sent no model, and why.
+            weigh: how much each of those that sent one weighs, on any scale; all the same by default.
 
         Returns:
             The aggregated arrays, None where there is no update, and the clients that took part.
@@ -112,7 +114,12 @@ class Models:
         if clients:
             try:
                 found = self.aggregator(
-                    rows, reference, self._generator(number), faults=len(bad), blocks=layout.blocks
+                    rows,
+                    reference,
+                    self._generator(number),
+                    faults=len(bad),
+                    blocks=layout.blocks,
+                    weights=None if weigh is None else [weigh[client] for client in (*clients, *bad)],
                 )
             except AggregationError as why:
                 bad.update(dict.fromkeys(_not_finite(clients, rows), NOT_FINITE))
