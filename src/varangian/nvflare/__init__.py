@@ -1,6 +1,6 @@
 """Robust aggregation in NVFlare: `FedAvgRecipe(aggregator=Robust("nnm+trimmed_mean", f=1), ...)`.
 
-`aggregator` has it, `jobs` what a job has to be told. It uses `varangian.federated`, and `ModelAggregator` of
+`aggregator` has it, `jobs` what a job has to be told. It uses `varangian.federated`, and a class of
 NVFlare: `pip install 'varangian[nvflare]'`.
 """
 
