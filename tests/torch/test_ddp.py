@@ -285,7 +285,8 @@ def test_a_step_without_an_update_is_an_error_on_every_rank_and_training_goes_on
         (suspect, *_) = answer["suspects"]
         assert suspect.startswith("Rank 1 (host ")
         assert "for 2 steps in a row" in suspect
-    lines = [json.loads(line) for line in (tmp_path / "steps.jsonl").read_text().splitlines()]
+    about, *lines = [json.loads(line) for line in (tmp_path / "steps.jsonl").read_text().splitlines()]
+    assert (about["ranks"]["n"], about["ranks"]["devices"]) == (3, ["cpu"] * 3)
     assert [line["step"] for line in lines] == [0, 1, 2, 3, 2, 3]
     assert lines[1] == {"step": 1, "dropped": [0, 2], "error": lines[1]["error"]}
     assert lines[2]["weights"][1] == 0

@@ -275,7 +275,14 @@ class Reduction:
         whole = whole or found
         self._group = _Group(found, whole, n, rank, peers, self._aggregator, names, suspicion)
         if self._log is not None and dist.get_rank(whole) == 0:
-            self._group.records.append(appender(self._log))
+            about = {
+                "n": n,
+                "f": f,
+                "aggregator": told["aggregator"],
+                "hosts": [peer.host for peer in peers],
+                "devices": [peer.device for peer in peers],
+            }
+            self._group.records.append(appender(self._log, about))
         if self._on_step is not None:
             self._group.records.append(self._on_step)
 

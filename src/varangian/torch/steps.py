@@ -8,7 +8,7 @@ from __future__ import annotations
 import json
 import math
 import statistics
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -83,6 +83,7 @@ class Step:
             "spread": self.spread,
             "distances": distances,
             "repeated": [*self.repeated] or None,
+            "far": sorted(self.far) or None,
             "error": self.error,
         }
         return json.dumps({key: value for key, value in values.items() if value is not None})
@@ -166,15 +167,23 @@ def _fault(rank: int, step: Step) -> str:
     return f"had a gradient more than {FAR:g} times as far from the update as the median"
 
 
-def appender(path: str | Path) -> Callable[[Step], None]:
+def appender(path: str | Path, about: Mapping[str, Any]) -> Callable[[Step], None]:
     """A function that appends the line of a step to a file, which is whole after each.
+
+    Args:
+        path: of the file; a line about the ranks is appended at once.
+        about: what is in that line.
 
     Raises:
         OSError: the file cannot be written.
     """
-    file = Path(path).open("a", encoding="utf-8", buffering=1)  # noqa: SIM115 - open as long as the reduction
+
+    def line(text: str) -> None:
+        with Path(path).open("a", encoding="utf-8") as file:
+            file.write(f"{text}\n")
 
     def append(step: Step) -> None:
-        file.write(step.line() + "\n")
+        line(step.line())
 
+    line(json.dumps({"ranks": about}))
     return append

@@ -97,7 +97,8 @@ def add_report(parser: argparse.ArgumentParser) -> None:
         "runs",
         nargs="+",
         metavar="RUN",
-        help="the folder of a run, a folder of such folders, or the .sweep.json of a sweep",
+        help="the folder of a run, a folder of such folders, the .sweep.json of a sweep; or the record of "
+        "ranks that varangian.torch writes, as steps.jsonl",
     )
     parser.add_argument(
         "only",  # `runs` takes all of them: the command tells them by their `=`

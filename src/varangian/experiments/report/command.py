@@ -11,8 +11,10 @@ from pathlib import Path
 
 from varangian.cli.main import OK, CommandError, Terminated
 from varangian.cli.views.terminal import NOTE, printable
+from varangian.experiments.ranks.read import RanksError, is_record
+from varangian.experiments.ranks.read import read as read_record
 from varangian.experiments.report.follow import LivePage, PageServer, follow
-from varangian.experiments.report.page import write_page
+from varangian.experiments.report.page import write_page, write_ranks_page
 from varangian.experiments.report.rendering import MissingLibraryError, check_libraries
 from varangian.experiments.results.filters import EVERYTHING, Filter
 from varangian.experiments.results.read import Results, read_runs
@@ -27,6 +29,9 @@ def command(args: argparse.Namespace) -> int:
     """Read the runs, and write the page or serve it."""
     with _as_sentences():
         paths, only = _split(args.runs)
+        records = [path for path in map(user_path, paths) if is_record(path)]
+        if records:
+            return _of_ranks(args, paths, records[0])
         if args.follow:
             check_libraries()
             _follow(args, paths, only)
@@ -46,6 +51,26 @@ def command(args: argparse.Namespace) -> int:
             print(f"figures: {len(files)} files in {printable(str(folder), NOTE)}")
     if args.open:
         webbrowser.open(path.resolve().as_uri())
+    return OK
+
+
+def _of_ranks(args: argparse.Namespace, paths: Sequence[str], path: Path) -> int:
+    """The report about the steps of ranks that were reduced without a server."""
+    if len(paths) > 1 or args.figures or args.follow:
+        raise CommandError(
+            f"{path} is a record of ranks: it has a report by itself, without --figures and --follow"
+        )
+    found = read_record(path)
+    for sentence in found.sentences:
+        print(printable(sentence, NOTE))
+    out = _writable(user_path(args.out))
+    try:
+        write_ranks_page(found, out)
+    except OSError as error:
+        raise CommandError(f"{out} cannot be written: {error.strerror}. Choose another -o FILE") from error
+    print(f"report: {printable(str(out), NOTE)}")
+    if args.open:
+        webbrowser.open(out.resolve().as_uri())
     return OK
 
 
@@ -98,7 +123,7 @@ def _as_sentences() -> Generator[None]:
     """Errors of the results and of missing libraries, as a command tells them."""
     try:
         yield
-    except (ResultsError, MissingLibraryError) as error:
+    except (ResultsError, RanksError, MissingLibraryError) as error:
         raise CommandError(str(error)) from error
     except ImportError as error:  # figures alone need it
         raise CommandError("figures need matplotlib: pip install 'varangian[report]'") from error

@@ -16,8 +16,17 @@ from pathlib import Path
 
 from varangian import __version__
 from varangian.cli.views.terminal import printable
+from varangian.experiments.ranks.read import Record
 from varangian.experiments.report import account, curves, heat_maps, timeline, worst_cases
-from varangian.experiments.report.rendering import ASSETS, Section, check_libraries, markup, render
+from varangian.experiments.report.rendering import (
+    ASSETS,
+    Cell,
+    Section,
+    Table,
+    check_libraries,
+    markup,
+    render,
+)
 from varangian.experiments.report.vega import javascript
 from varangian.experiments.results.filters import EVERYTHING, Filter
 from varangian.experiments.results.read import Results
@@ -26,6 +35,8 @@ from varangian.files import write_atomically
 
 NOTE = 160
 """Characters of a sentence at the top that is shown as a whole."""
+ERRORS = 20
+"""Most steps without an update of which the page about ranks tells."""
 SECONDS = 2
 """Between two questions of a page that is followed."""
 
@@ -63,6 +74,48 @@ def write_page(
     """
     check_libraries()
     write_atomically(path, page(results, notes=notes, only=only).encode())
+
+
+def write_ranks_page(record: Record, path: Path) -> None:
+    """Write the page about the steps of ranks that were reduced without a server.
+
+    Raises:
+        MissingLibraryError: the extra `report` is not installed.
+        OSError: the file cannot be written.
+    """
+    check_libraries()
+    columns = ("rank", "host", "device", "dropped", "far", "repeated", "weight 0", "mean weight")
+    ranks = record.ranks
+    rows: list[list[Cell]] = [
+        [
+            r.rank,
+            r.host,
+            r.device,
+            r.dropped,
+            r.far,
+            r.repeated,
+            r.weightless if r.weights else None,
+            r.weight,
+        ]
+        for r in ranks
+    ]
+    starts, strips = record.strips()
+    html = render(
+        "ranks.html",
+        columns=columns,
+        rows=rows,
+        faulty={rank.rank for rank in ranks if rank.faulty},
+        starts=starts,
+        strips=strips,
+        table=Table("ranks-data", columns, rows, columns[3:]),
+        errors=[f"Step {step}: {why}" for step, why in record.errors[:ERRORS]],
+    )
+    facts = [("ranks", str(len(ranks))), ("steps", str(record.steps))]
+    facts += [(name, str(record.about[name])) for name in ("aggregator", "f") if name in record.about]
+    sections = [Section("ranks", "Ranks", html)]
+    title = f"Ranks: {record.path.name}"
+    page = _assemble(title, facts, record.sentences, "", sections, follow=False)
+    write_atomically(path, page.encode())
 
 
 def waiting_page(sentence: str) -> str:
