@@ -36,7 +36,17 @@ class Rig:
     """A server that takes steps of a mean by plain SGD; its rows are kept by round and worker."""
 
     def __init__(
-        self, layout, names=("w00",), *, rounds=3, rule=None, terms=TERMS, lr=1.0, security=None, **options
+        self,
+        layout,
+        names=("w00",),
+        *,
+        rounds=3,
+        rule=None,
+        terms=TERMS,
+        lr=1.0,
+        security=None,
+        first=0,
+        **options,
     ):
         self.names, self.rows, self.records = names, {}, []
         policy = {"quorum": len(names), "deadline": 60.0, "shortfall": "wait"}
@@ -51,16 +61,21 @@ class Rig:
 
         self.learner.step = noted
         self.machine = Machine(RunPolicy(names, rounds, f=0, **policy, selection=Everyone()))
+        self.machine.state = self.machine.state.replace(round=first, first=first)
         self.layout, self.terms, self.security, self.options = layout, terms, security, options
         reader = None if security is None else security.certificate_reader
-        self.sessions = Sessions(names, None if security else SECRET, certificate_reader=reader)
+        self.sessions = Sessions(
+            names, None if security else SECRET, timeout=0.05, certificate_reader=reader
+        )
         self.address = ""
 
     def token(self, name="w00"):
         return self.sessions.token(name)
 
     def connect(self, module, name="w00", **options):
-        options = {"token": self.token(name), "name": name} | options
+        options = {"name": name} | options
+        if "token" not in options and "certs" not in options:
+            options["token"] = self.token(name)
         return connect(self.address, module, **options)
 
     async def run(self, ready):

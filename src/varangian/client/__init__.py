@@ -1,9 +1,14 @@
 """The Python client: a worker inside a training loop of the user's own.
 
-`connect` opens it, `worker` and `async_worker` are the two forms of it, `exchange` what they have in
-common;
+`connect` opens it, `worker` and `async_worker` are the two forms of it, `exchange` what they have in common;
 `session` makes the calls on the event loop of `background`. `model` turns a module into a vector and back,
 `scaling` undoes the scale of mixed precision, `memory` keeps worker momentum, `outer` takes outer steps.
 `varangian.connect` and other names of the package import it, and so do adapters for training loops of
 others; it knows no server, no settings and no data set.
 """
+
+import os
+
+# gRPC reads it once. A DataLoader forks the programs of users, and each fork would be a line on their
+# terminals: that gRPC lets the fork be. Forks of a connected program cannot use gRPC in any case.
+os.environ.setdefault("GRPC_ENABLE_FORK_SUPPORT", "0")

@@ -45,11 +45,8 @@ class AsyncWorker(WorkerFacts):
         """As `Worker.close`."""
         closing = self._exchange.begin_close()
         if closing is not None:
-            try:
-                with suppress(TimeoutError):
-                    await asyncio.wait_for(asyncio.wrap_future(closing), END)
-            finally:
-                await asyncio.to_thread(self._exchange.end_close)
+            with suppress(TimeoutError):
+                await asyncio.wait_for(asyncio.wrap_future(closing), END)
 
     async def __aenter__(self) -> AsyncWorker:
         return self

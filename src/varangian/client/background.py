@@ -1,8 +1,9 @@
 """The event loop of a process's connections, in a thread of its own.
 
-All workers of a process share it: an event loop of gRPC is woken by the events of all others. The thread
-goes on while a user's program computes, so that the server hears from it, and never keeps the program from
-ending.
+All workers of a process share it, and it stays until the program ends: with each event, gRPC wakes all
+loops
+that there are, and an event for a loop that was closed is an error of another one. The thread goes on while
+a user's program computes, so that the server hears from it, and never keeps the program from ending.
 """
 
 from __future__ import annotations
@@ -10,8 +11,10 @@ from __future__ import annotations
 import asyncio
 import os
 import threading
+import weakref
 from collections.abc import Coroutine
 from concurrent.futures import Future
+from contextlib import suppress
 from typing import Any, ClassVar, TypeVar
 
 from varangian.worker.transport.client import ClientError
@@ -23,50 +26,39 @@ END = 5.0
 
 
 class Background:
-    """An event loop in a thread; `lease` it, and `release` it as often."""
+    """An event loop in a thread."""
 
     _guard: ClassVar[threading.Lock] = threading.Lock()
     _shared: ClassVar[Background | None] = None
-    _used_by: ClassVar[int | None] = None
-    """The process in which there was such a loop first; a fork of it cannot use gRPC."""
 
     def __init__(self) -> None:
-        self._leases = 0
+        self._process = os.getpid()
         self._loop = asyncio.new_event_loop()
-        self._thread = threading.Thread(target=self._run, name="varangian-client", daemon=True)
+        self._thread = threading.Thread(
+            target=_run, args=(self._loop,), name="varangian-client", daemon=True
+        )
         self._thread.start()
+        # At the end of the program, after those of workers, which were made later.
+        weakref.finalize(self, _stop, self._loop, self._thread, self._process)
 
     @classmethod
-    def lease(cls) -> Background:
+    def shared(cls) -> Background:
         """The loop of this process.
 
         Raises:
             ClientError: the process is a fork of one that was connected.
         """
-        if cls._used_by not in (None, os.getpid()):
-            raise ClientError(
-                f"This process is a fork of process {cls._used_by}, which has connected to a server "
-                "before: "
-                "gRPC does not work in both. Start processes with the method spawn, or connect after the "
-                "fork."
-            )
         with cls._guard:
-            cls._used_by = os.getpid()
             if cls._shared is None:
                 cls._shared = cls()
-            cls._shared._leases += 1
-            return cls._shared
-
-    def release(self) -> None:
-        """Give it back; the last to do so ends the thread."""
-        with self._guard:
-            self._leases -= 1
-            if self._leases:
-                return
-            Background._shared = None
-        self._loop.call_soon_threadsafe(self._loop.stop)
-        if not self.is_here:
-            self._thread.join(END)
+            found = cls._shared
+        if found._process != os.getpid():
+            raise ClientError(
+                f"This process is a fork of process {found._process}, which has connected to a server, and "
+                "gRPC works in one of the two. Connect after the fork, or start processes with the "
+                "method spawn."
+            )
+        return found
 
     @property
     def is_here(self) -> bool:
@@ -77,18 +69,25 @@ class Background:
         """Begin something there; to cancel the future cancels it."""
         return asyncio.run_coroutine_threadsafe(work, self._loop)
 
-    def _run(self) -> None:
-        try:
-            self._loop.run_forever()
-            self._loop.run_until_complete(end_tasks())
-            self._loop.run_until_complete(self._loop.shutdown_asyncgens())
-        finally:
-            self._loop.close()
+
+def _run(loop: asyncio.AbstractEventLoop) -> None:
+    try:
+        loop.run_forever()
+        loop.run_until_complete(_end_tasks())
+    finally:
+        loop.close()
 
 
-async def end_tasks() -> None:
+async def _end_tasks() -> None:
     """Cancel all other tasks of this loop, and wait for their ends."""
     tasks = asyncio.all_tasks() - {asyncio.current_task()}
     for task in tasks:
         task.cancel()
     await asyncio.gather(*tasks, return_exceptions=True)
+
+
+def _stop(loop: asyncio.AbstractEventLoop, thread: threading.Thread, process: int) -> None:
+    if os.getpid() == process:
+        with suppress(RuntimeError):  # it has ended on an error
+            loop.call_soon_threadsafe(loop.stop)
+        thread.join(END)

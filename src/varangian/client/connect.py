@@ -65,11 +65,7 @@ def connect(
             model is another one than the server's, or an argument cannot be used.
     """
     opening = Opening(server, model, certs, name, token, momentum, state, insecure)
-    try:
-        return Worker(opening.worker(wait(opening.begin(patience))))
-    except BaseException:
-        opening.background.release()
-        raise
+    return Worker(opening.worker(wait(opening.begin(patience))))
 
 
 def connect_async(
@@ -92,12 +88,7 @@ def connect_async(
 
     async def connecting() -> AsyncWorker:
         opening = Opening(server, model, certs, name, token, momentum, state, insecure)
-        try:
-            session = await asyncio.wrap_future(opening.begin(patience))
-            return AsyncWorker(opening.worker(session))
-        except BaseException:
-            await asyncio.to_thread(opening.background.release)
-            raise
+        return AsyncWorker(opening.worker(await asyncio.wrap_future(opening.begin(patience))))
 
     return Connecting(connecting)
 
@@ -127,7 +118,7 @@ class Opening:
         self._name, self._proof = credentials(server, certs, name, token, insecure)
         self._model = ModelVector(model)
         self._folders = state_folders(None if state is None else os.fspath(state))
-        self.background = Background.lease()
+        self._background = Background.shared()
 
     def begin(self, patience: float | None) -> Future[Session]:
         """Begin to connect and join."""
@@ -139,7 +130,7 @@ class Opening:
             common=OWN_LOOP.text,
             patience=patience,
         )
-        return self.background.submit(opening)
+        return self._background.submit(opening)
 
     def worker(self, session: Session) -> Exchange:
         """What both forms of a worker have in common."""
@@ -147,4 +138,4 @@ class Opening:
         if beta is None:
             beta = session.terms.momentum or 0.0
         memory = MomentumMemory(self._name, beta, self._folders)
-        return Exchange(self._name, self._model, session, self.background, memory)
+        return Exchange(self._name, self._model, session, self._background, memory)

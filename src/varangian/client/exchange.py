@@ -52,7 +52,7 @@ class Exchange:
         name: of the worker.
         model: its parameters.
         session: its calls.
-        background: where they are made; a lease of it is taken over.
+        background: where they are made.
         memory: its momentum.
     """
 
@@ -207,9 +207,6 @@ class Exchange:
             future.cancel()
         return self._background.submit(self._session.close())
 
-    def end_close(self) -> None:
-        self._background.release()
-
     def _submit(self, work: Coroutine[Any, Any, T]) -> Future[T]:
         return self._background.submit(work)
 
@@ -292,9 +289,6 @@ def _abandon(session: Session, background: Background, process: int) -> None:
     if os.getpid() != process:
         return
     closing = background.submit(session.close())
-    if background.is_here:  # the collector of garbage runs in any thread
-        closing.add_done_callback(lambda _: background.release())
-        return
-    with suppress(Exception):
-        closing.result(END)
-    background.release()
+    if not background.is_here:  # the collector of garbage runs in any thread
+        with suppress(Exception):
+            closing.result(END)

@@ -1,22 +1,29 @@
 """Mixed precision: gradients are sent without the scale of a `GradScaler`.
 
 `torch.amp.GradScaler` unscales the gradients of an optimizer, and a loop with a server has none of its own:
-so there is one here that never takes a step. What `scaler.update()` needs to know is noted in the
-scaler as in any other loop.
+so there is an object here that has its parameters and takes no step. What `scaler.update()` needs to know
+is noted in the scaler as in any other loop.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
-import torch
 from torch import Tensor, nn
 
 from varangian.worker.transport.client import ClientError
 
 if TYPE_CHECKING:
     from torch.amp.grad_scaler import GradScaler
+    from torch.optim import Optimizer
+
+
+class Held:
+    """The parameters that a scaler looks at, as in an optimizer."""
+
+    def __init__(self) -> None:
+        self.param_groups: list[dict[str, Any]] = []
 
 
 class Unscaling:
@@ -24,7 +31,7 @@ class Unscaling:
 
     def __init__(self) -> None:
         # One and the same for all pushes: the scaler knows optimizers by their place in memory.
-        self._optimizer: torch.optim.SGD | None = None
+        self._held = Held()
         self._pushed: object = None
         """What the scaler knew of optimizers at the last push; after an update that is another object."""
 
@@ -55,11 +62,9 @@ class Unscaling:
             self._unscale(scaler, parameters)
 
     def _unscale(self, scaler: GradScaler, parameters: Sequence[nn.Parameter]) -> None:
-        if self._optimizer is None:
-            self._optimizer = torch.optim.SGD(parameters, lr=0.0)
-        self._optimizer.param_groups[0]["params"] = list(parameters)
+        self._held.param_groups = [{"params": list(parameters)}]
         try:
-            scaler.unscale_(self._optimizer)
+            scaler.unscale_(cast("Optimizer", self._held))
         except AssertionError:
             raise ClientError(
                 "`scaler` should have scaled the loss. Found one that has not: call "
@@ -71,7 +76,7 @@ class Unscaling:
                 "scaler.update() after each push?"
             ) from None
         finally:
-            self._optimizer.param_groups[0]["params"] = []
+            self._held.param_groups = []
 
 
 def states(scaler: GradScaler) -> Any:

@@ -159,11 +159,8 @@ class Worker(WorkerFacts):
         """End the connection at once; a push that is on its way is given up. Again changes nothing."""
         closing = self._exchange.begin_close()
         if closing is not None:
-            try:
-                with suppress(TimeoutError):
-                    closing.result(END)
-            finally:
-                self._exchange.end_close()
+            with suppress(TimeoutError):
+                closing.result(END)
 
     def __enter__(self) -> Worker:
         return self

@@ -1,0 +1,81 @@
+"""Ctrl-C, forks and the end of a program."""
+
+import os
+import pathlib
+import signal
+import subprocess
+import sys
+import threading
+import time
+
+import pytest
+import torch
+from tests.client.rig import model, serving
+from tests.extent import patience
+
+ROOT = pathlib.Path(__file__).parents[2]
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="this system has no fork")
+def test_a_program_with_forks_ends_without_close():
+    with serving(model(), rounds=9) as rig:
+        command = [sys.executable, "-W", "ignore::DeprecationWarning", "-m", "tests.client.program"]
+        found = os.pathsep.join([str(ROOT), str(ROOT / "src")])
+        ended = subprocess.run(
+            [*command, rig.address, rig.token()],
+            cwd=ROOT,
+            env=os.environ | {"PYTHONPATH": found},
+            capture_output=True,
+            text=True,
+            timeout=patience(60),
+        )
+    lines = ended.stdout.splitlines()
+    assert ended.returncode == 0, ended.stderr
+    assert [line for line in lines if not line.startswith("fork")] == [
+        "pushed 0 True",
+        "pushed 1 True",
+        "pushed 2 True",
+        "threads: [True]",
+    ]
+    used, connected = (line for line in lines if line.startswith("fork"))
+    assert "Worker w00 was connected by process" in used
+    assert "cannot be used in a fork" in used
+    assert "which has connected to a server" in connected
+    assert ended.stderr == ""
+
+
+def test_an_interrupt_ends_a_wait_and_the_worker_goes_on():
+    if threading.current_thread() is not threading.main_thread():
+        pytest.skip("signals come to the main thread alone")
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    module = model()
+    try:
+        with (
+            serving(module, "w00", "w01") as rig,
+            rig.connect(module) as worker,
+            rig.connect(model(), "w01") as other,
+        ):
+            zeros = torch.zeros(worker.layout.numel)
+            worker.pull()
+            worker.push(zeros)
+            with pytest.raises(KeyboardInterrupt):  # noqa: PT012
+                threading.Timer(0.1, os.kill, (os.getpid(), signal.SIGINT)).start()
+                worker.pull()  # until w01 has pushed
+                time.sleep(patience(20))
+            other.pull()
+            other.push(zeros)
+            assert worker.pull()
+            assert worker.round == 1
+            worker.decline("that was all")
+    finally:
+        signal.signal(signal.SIGINT, before)
+
+
+def test_a_worker_that_is_dropped_is_closed():
+    module = model()
+    with serving(module) as rig:
+        worker = rig.connect(module)
+        worker.pull()
+        del worker
+        with rig.connect(module) as again:  # its name is free
+            assert again.pull()
