@@ -1,10 +1,10 @@
 """The Python client: a worker inside a training loop of the user's own.
 
-`connect` opens it, `worker` and `async_worker` are the two forms of it, `exchange` what they share. `session`
-makes the calls on the event loop of `background`. `model` turns a module into a vector and back, `scaling`
-undoes the scale of mixed precision, `memory` keeps worker momentum, `outer` takes outer steps.
-`varangian.connect` and other names of the package import it, and so do adapters for training loops of others;
-it knows no server, no settings and no data set.
+`connect` opens it, `worker` and `async_worker` are the two forms of it, `exchange` what they share;
+`session` makes the calls on the event loop of `background`. `model` turns a module into a vector and back,
+`scaling` undoes the scale of mixed precision, `memory` keeps worker momentum, `outer` takes outer steps.
+`varangian.connect` and other names of the package import it, and so do adapters for training loops of
+others; it knows no server, no settings and no data set.
 """
 
 import os
