@@ -15,7 +15,7 @@ from torch import Tensor
 from varangian.aggregators import aggregator_from
 from varangian.aggregators.kernels import accumulate, native
 from varangian.aggregators.streaming.stream import Stream, streams
-from varangian.protos.encoding import encode_vector
+from varangian.protos.encoding import TORCH, Encoding, encode_vector, rounding_seed
 from varangian.server.participation.sync import Everyone
 from varangian.server.protocol.deadlines import AutoDeadline
 from varangian.server.protocol.events import Refusal
@@ -369,6 +369,30 @@ async def test_rows_in_half_the_space(time):
     aggregator = aggregator_from("mean", "aggregator", f=F)
     learner = Learner(torch.ones(D), aggregator, Sgd(lr=1.0), rounds=1, seed=1)
     learner.step(0, {worker: vector(worker).bfloat16() for worker in NAMES}, {})
+    assert run.learner.digest() == learner.digest()
+
+
+@pytest.mark.parametrize("rows", ["float32", "bfloat16"])
+async def test_blocks_of_int8_pass_the_window_whatever_their_pieces(time, rows):
+    encoding = Encoding(D, "int8", 7)
+    payloads = {w: encoding.encode(vector(w), rounding_seed(w, 0)) for w in NAMES}
+
+    async def push(run: Run, worker: str, piece: int) -> object:
+        slot = await run.coordinator.offer(worker, 0, worker.encode(), encoding)
+        assert isinstance(slot, Slot)
+        for at in range(0, slot.size, piece):
+            await slot.put(payloads[worker][at : min(at + piece, slot.size)])
+            await asyncio.sleep(0)
+        return await run.coordinator.complete(slot)
+
+    async with Run(time, "mean", rows=rows) as run:
+        pushes = (push(run, worker, 10_007 * (i + 1)) for i, worker in enumerate(NAMES))
+        assert await asyncio.gather(*pushes) == [None] * N
+        await run.ended()
+    learner = Learner(
+        torch.ones(D), aggregator_from("mean", "aggregator", f=F), Sgd(lr=1.0), rounds=1, seed=1
+    )
+    learner.step(0, {w: encoding.decode(payloads[w]).to(TORCH[rows]) for w in NAMES}, {})
     assert run.learner.digest() == learner.digest()
 
 
