@@ -65,7 +65,7 @@ async def serve(
     data_port: int | None = 0,
     heartbeat: Path | None = None,
     returns: bool = False,
-    for_good: Callable[[], bool] = bool,
+    for_good: Callable[[], str] = str,
     common: SharedSettings | None = None,
     classes: int | None = None,
     terms: Terms | None = None,
@@ -96,7 +96,7 @@ async def serve(
         heartbeat: a file that is touched every second.
         returns: whether another server goes on with the run after a stop, as in a container that is
             restarted: workers are told to wait for it. Otherwise a stop ends them.
-        for_good: whether a stop ends the run all the same.
+        for_good: why a stop ends the run all the same, which workers hear; empty if it does not.
         common: settings and data that workers should share; compared at Join.
         classes: of the data, for workers whose own data has fewer.
         terms: what workers should know of the starts and checkpoints of the run.
@@ -175,7 +175,7 @@ async def serve(
             service.connections.enforce(call_port),
         ):
             with frozen_garbage_collector():
-                reason = await coordinator.run(stop, grace)
+                reason = await coordinator.run(stop, grace, for_good)
         if not leaving():
             await service.farewell(
                 REJOIN if coordinator.began_at_the_end else None,
@@ -185,7 +185,7 @@ async def serve(
         return reason
 
 
-def _stops_early(coordinator: Coordinator, stop: asyncio.Event, for_good: Callable[[], bool]) -> bool:
+def _stops_early(coordinator: Coordinator, stop: asyncio.Event, for_good: Callable[[], str]) -> bool:
     """Whether the server stops before its run is over, and another one is to go on."""
     return stop.is_set() and coordinator.round < coordinator.rounds and not for_good()
 

@@ -98,6 +98,8 @@ log = logging.getLogger(__name__)
 
 ENDS_OF_WAITING = (Open, Finish)
 """Effects that those who wait for a model are told of."""
+STOPPED = "stopped on request"
+"""The usual reason of a stop, as workers hear it."""
 REASON = 200
 """Characters of what a worker gives as its reason."""
 Task: TypeAlias = Close | Skip | Forget | Members | Finish | Exception
@@ -223,6 +225,7 @@ class Coordinator:
         if state is not None:
             self._given = self.checkpointing.restore(state, partial(self._put_back, rows))
         self._grace: Callable[[], Seconds] = float
+        self._why: Callable[[], str] = str
         self._grace_lasts = self._stopped = False
         self._closing: int | None = None
         """The round that was open when a stop came."""
@@ -439,7 +442,9 @@ class Coordinator:
     def status(self) -> Status:
         return Status.of(self._machine, self._now())
 
-    async def run(self, stop: asyncio.Event, grace: Callable[[], Seconds] = float) -> str:
+    async def run(
+        self, stop: asyncio.Event, grace: Callable[[], Seconds] = float, why: Callable[[], str] = str
+    ) -> str:
         """Carry rounds out until the run is finished or `stop` is set; returns why it ended.
 
         A round that is being aggregated is completed before a stop takes effect. Errors of the learner, of
@@ -449,8 +454,9 @@ class Coordinator:
             stop: ends the run.
             grace: called at a stop: how many seconds it waits for the open round to close, if somebody has
                 pushed for it and others still may.
+            why: called at a stop: the reason that workers hear; empty for the usual one.
         """
-        self._grace = grace
+        self._grace, self._why = grace, why
         self._alarm.set(self._machine.wake_at)
         stopping = asyncio.create_task(stop.wait())
         stopping.add_done_callback(lambda _: self._wake())
@@ -622,7 +628,7 @@ class Coordinator:
         while not self._tasks:
             if stop.is_set() and not self._in_grace():
                 self._stopped = True
-                self._handle(Stop("stopped on request", self._now()))
+                self._handle(Stop(self._why() or STOPPED, self._now()))
                 break
             self._more = asyncio.get_running_loop().create_future()
             self._idle.set()

@@ -10,7 +10,7 @@ import varangian
 def served(tmp_path):
     """Serve a small module to workers until its run is over."""
 
-    def serve(module=None, vector=None, start=None, **settings):
+    def serve(module=None, vector=None, start=None, layout=None, **settings):
         module = net() if module is None else module
         known = {
             "workers": 3,
@@ -23,7 +23,7 @@ def served(tmp_path):
         notes = []
         with server.start(note=notes.append, **(start or {})) as running:
             proofs = {name: running.token(name) for name in server.config.worker_names}
-            more = {} if vector is None else {"vector": vector}
+            more = {"layout": layout} | ({} if vector is None else {"vector": vector})
             with workers(running.address, proofs, module, **more) as (seen, reasons):
                 result = running.result(60)
         return result, module, seen, reasons, notes

@@ -39,9 +39,9 @@ async def work(address, name, proof, layout, vector, seen):
 
 
 @contextmanager
-def workers(address, proofs, module, vector=pull_to_zero):
+def workers(address, proofs, module, vector=pull_to_zero, layout=None):
     """Workers in a thread, which end with the run; gives the rounds of each, and why they ended."""
-    seen, reasons, layout = {}, {}, layout_of(module)
+    seen, reasons, layout = {}, {}, layout or layout_of(module)
 
     async def all_of_them():
         ended = await asyncio.gather(

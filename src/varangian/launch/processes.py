@@ -29,6 +29,7 @@ from varangian.launch.server_run import ServerRun
 from varangian.pki.x509 import MissingExtra, require
 from varangian.plugins import describe_error
 from varangian.protos.network.listen import ListenError
+from varangian.protos.text import escape
 from varangian.server.app import serve
 from varangian.server.identity.enrolment import Enrolment
 from varangian.server.identity.sessions import Sessions
@@ -41,6 +42,8 @@ from varangian.structured_logs import enter, log_format
 from varangian.telemetry import open_telemetry
 from varangian.worker.transport.tls import Proof
 
+REASON = 200
+"""Characters of the reason of a program that workers hear."""
 PREFIX = re.compile(r"^.{,60}? (ERROR|WARNING|INFO) [\w.]+: ")
 LOOKED_AT, LONGEST = 10_000, 500
 """Characters: how far back in a log its last line is looked for, and how much of it is repeated."""
@@ -146,7 +149,7 @@ async def serve_run(
             exact=server_run.encoding.exact,
             heartbeat=None if heartbeat is None else user_path(heartbeat),
             returns=returns,
-            for_good=lambda: server_run.stop.for_good,
+            for_good=lambda: escape(server_run.stop.reason, REASON) if server_run.stop.for_good else "",
             common=server_run.model_side.common,
             classes=server_run.model_side.classes,
             terms=server_run.terms,

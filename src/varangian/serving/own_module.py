@@ -164,8 +164,22 @@ class OwnModule:
             self._vector.load(parameters)
             self._module.eval()
             with guard("`evaluate`", "It is called with the model, in evaluation mode."):
-                found = self._evaluate(self._module)
-                return dict(_numbers(found))
+                found = dict(_numbers(self._evaluate(self._module)))
+                self._check_kept()
+                return found
+
+    def _check_kept(self) -> None:
+        """See that the module has the parameters that it had, which the server fills.
+
+        Raises:
+            InputError: it has others.
+        """
+        there = {id(parameter) for parameter in self._inner.parameters()}
+        if not all(id(parameter) in there for parameter in self._vector.parameters):
+            raise InputError(
+                "`evaluate` should leave the parameters of the model in their places. Found others after "
+                "it. Change a copy, as copy.deepcopy(model)."
+            )
 
     def _tell(self, sentence: str) -> None:
         """Each sentence once."""

@@ -26,6 +26,8 @@ class Running:
     def __init__(self, work: Work, token: Callable[[str], str]) -> None:
         self._work, self._token = work, token
         self._result = Future[RunResult]()
+        self._told = False
+        """Whether somebody was given the result, or the error."""
         self._ready = Future[str]()
         work.when_ready(self._ready.set_result)
         check_free()
@@ -81,7 +83,9 @@ class Running:
             TimeoutError: it is not over after so many seconds.
             RunError: it has ended on an error.
         """
-        return self._result.result(timeout)
+        self._result.exception(timeout)
+        self._told = True
+        return self._result.result()
 
     def __enter__(self) -> Running:
         return self
@@ -89,10 +93,12 @@ class Running:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        """Stop the run if it goes on, and wait for its end; what ended it is raised by `result` alone."""
+        """Stop the run if it goes on, and wait for its end; an error of it that nobody saw is raised."""
         if not self.done:
             self.stop("stopped by the program")
         self._thread.join()
+        if kind is None and not self._told:
+            self.result()
 
     def __repr__(self) -> str:
         return f"<varangian server at {self._address}, {'over' if self.done else 'running'}>"

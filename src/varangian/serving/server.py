@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import logging
 import os
 import secrets
@@ -13,13 +14,13 @@ from typing import Any, Literal
 from torch import nn
 
 from varangian.api import Config, read
-from varangian.cli.credentials import SecurityChoice, warn
+from varangian.cli.credentials import SecurityChoice, read_choice, warn
 from varangian.cli.main import CommandError
 from varangian.cli.tokens import SECRET, secret
 from varangian.cli.views.progress import progress
 from varangian.config import RunConfig, advice
 from varangian.files import user_path
-from varangian.launch.checkpoints.resume import RunOver, find_run, settings_of
+from varangian.launch.checkpoints.resume import RunOver, find_run, settings_of, with_seed_of
 from varangian.launch.checkpoints.resume import resume as go_on
 from varangian.launch.checkpoints.resumed import Resumed
 from varangian.launch.event_loop import run_to_completion
@@ -168,7 +169,7 @@ class Server:
             address: `host:port` to listen at; port 0 is any free one. By default what the settings say,
                 which is this machine alone.
             certs: the server's folder that `varangian certs` has made: connections are then over TLS.
-                Without it workers show tokens.
+                By default VARANGIAN_CERTS; without it workers show tokens.
             insecure: whether a network may be used without TLS, where whoever sees the traffic can be any
                 worker.
             folder: the run folder, which is made and must be empty if it exists; by default a new one below
@@ -278,15 +279,19 @@ class Server:
         if found is not None and base is None:
             base = settings_of(found)
         bound = {} if address is None else bind_settings(address)
-        config = _with_identity(self._configured(bound, base), certs, insecure)
-        identity = self._secret if certs is None else _security(user_path(certs))
+        config = self._configured(bound, base)
+        chosen = read_choice(argparse.Namespace(certs=certs, insecure=insecure))
+        _check_security(config, chosen)
+        identity = self._secret if chosen.certs is None else _security(chosen.certs)
         say = note or logging.getLogger("varangian").warning
-        chosen = SecurityChoice(None if certs is None else user_path(certs), insecure)
         warn(chosen, config.server.host)
         for sentence in advice(config):
             say(f"warning: {sentence}")
-        if resume is True:
-            found = find_run(config)
+        if resume is True and (found := find_run(config)) is None:
+            say(f"there is no run to resume in {config.output}; a new one begins")
+        if found is not None:
+            config = with_seed_of(config, settings_of(found))
+        config = _with_identity(config, chosen)
         if not self._serving.acquire(blocking=False):
             raise RunError("this server is at work: the module can be in one run at a time")
         resumed: Resumed | None = None
@@ -310,25 +315,28 @@ class _OverError(RunError):
         super().__init__(sentence)
 
 
-def _with_identity(config: RunConfig, certs: Where | None, insecure: bool) -> RunConfig:
-    """Record whether TLS is used, and draw a seed for the server's own choices that no worker knows.
+def _check_security(config: RunConfig, chosen: SecurityChoice) -> None:
+    """See that there are certificates where they are needed.
 
     Raises:
         ConfigError: a network is to be used without TLS, or the settings need certificates.
     """
-    host = config.server.host
-    if certs is None and not insecure and not is_loopback(host):
+    server = config.server
+    if chosen.certs is not None:
+        return
+    if not chosen.insecure and not is_loopback(server.host):
         rule = "is needed beyond this machine: without TLS anybody who sees the traffic can be any worker"
         hint = "`varangian certs` makes them; or say insecure=True, if you trust everyone on that network."
-        raise ConfigError([Problem("certs", rule, host, hint)])
-    wants = [name for name, wanted in (("tls", config.server.tls), ("enrol_port", config.server.enrol_port))
-             if wanted not in (None, False)]  # fmt: skip
-    if certs is None and wants:
-        raise ConfigError(
-            [Problem(f"server.{name}", "needs certificates: serve(certs=FOLDER)") for name in wants]
-        )
+        raise ConfigError([Problem("certs", rule, server.host, hint)])
+    for name, wanted in (("tls", server.tls), ("enrol_port", server.enrol_port)):
+        if wanted not in (None, False):
+            raise ConfigError([Problem(f"server.{name}", "needs serve(certs=FOLDER)", wanted)])
+
+
+def _with_identity(config: RunConfig, chosen: SecurityChoice) -> RunConfig:
+    """Record whether TLS is used, and draw a seed for the server's own choices that no worker knows."""
     seed = secrets.randbits(63) if config.server.seed is None else config.server.seed
-    server = config.server.model_copy(update={"seed": seed, "tls": certs is not None})
+    server = config.server.model_copy(update={"seed": seed, "tls": chosen.certs is not None})
     return config.model_copy(update={"server": server})
 
 

@@ -25,7 +25,7 @@ from varangian.serving.round_callback import RoundCallback
 from varangian.structured_logs import enter
 from varangian.trackers.follower import END, END_AFTER_SIGNAL
 
-GOES_ON = "varangian.Server(...).serve(..., resume={folder!r})"
+GOES_ON = "varangian.Server(...).serve(..., resume='{folder}')"
 
 
 @dataclass
