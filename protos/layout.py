@@ -19,6 +19,8 @@ from varangian.protos.text import quote
 DIGEST_BYTES = 16
 TEXT_LIMIT = 1 << 20
 """Bytes of text: some ten thousand parameters."""
+BUFFER = "buffer:"
+"""Before the name of a buffer: those that travel are the last entries."""
 SHOWN = 300
 """Characters of a line that a sentence repeats."""
 LINE_FEED: Final = "\n"
@@ -36,7 +38,10 @@ class LayoutError(ValueError):
 
 @dataclass(frozen=True)
 class Layout:
-    """Names and shapes of the float32 parameters of a model, in the order of the flat vector."""
+    """Names and shapes of the float32 parameters of a model, in the order of the flat vector.
+
+    Behind them may be buffers of the model, which are numbers of the vector, too.
+    """
 
     entries: tuple[tuple[str, tuple[int, ...]], ...]
 
@@ -72,6 +77,17 @@ class Layout:
     def shapes(self) -> tuple[tuple[int, ...], ...]:
         """The shapes of the parameters."""
         return tuple(shape for _, shape in self.entries)
+
+    @cached_property
+    def trained(self) -> Layout:
+        """The layout of the parameters alone, without the buffers at the end."""
+        entries = tuple(entry for entry in self.entries if not entry[0].startswith(BUFFER))
+        return self if len(entries) == len(self.entries) else Layout(entries)
+
+    @cached_property
+    def buffers(self) -> int:
+        """How many numbers at the end of the vector are buffers."""
+        return self.numel - self.trained.numel
 
     @cached_property
     def text(self) -> str:

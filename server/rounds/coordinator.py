@@ -571,7 +571,7 @@ class Coordinator:
         rows = self._storage.rows(skip.workers) if new else {}
 
         def remember() -> Evaluation | None:
-            source.skip(skip, rows)
+            source.skip(skip, self._learner.split(rows)[0])
             return self._evaluated(skip.round)[0]
 
         if source.remembers or evaluation_is_due(skip.round, self.rounds, self._evaluate_every):
@@ -590,7 +590,8 @@ class Coordinator:
         Raises:
             AggregationError: the round has no update.
         """
-        inputs = self._row_source.step_input(close, rows)
+        vectors, buffers = self._learner.split(rows)
+        inputs = replace(self._row_source.step_input(close, vectors), buffers=buffers)
         if self._keep_rows is not None:
             inputs = inputs.measured(self._learner.reference)
             self._keep_rows(close, inputs, self._learner.state())
@@ -602,6 +603,7 @@ class Coordinator:
             measure=inputs.measure,
             aggregation=inputs.aggregation or windowed,
             fresh=inputs.fresh,
+            buffers=inputs.buffers,
         )
         version = self._learner.version
         if before.encoded:  # workers pull over the network, and the loop has no time for a digest

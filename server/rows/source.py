@@ -33,6 +33,8 @@ class StepInput:
     """The age of each row's model in rounds; None where all are of this round."""
     fresh: Collection[Worker] | None = None
     """Workers whose rows no step before has seen; None for all of them."""
+    buffers: Mapping[Worker, Tensor] | None = None
+    """(b,) each, of those who pushed for this round; None where no buffers travel."""
 
     def measured(self, reference: Tensor | None) -> StepInput:
         """The same, with the rows measured once for whoever asks."""

@@ -25,6 +25,8 @@ from varangian.server.training.parameters import ParameterVersions, Version, nor
 
 Measure: TypeAlias = Callable[[Tensor | None], Tensor]
 """From the point to measure from to what `Aggregator.__call__` takes as `measured`, of certain rows."""
+HALF = 1e-12
+"""A relative error of sums of weights: equal ones have their median where it is without weights."""
 Aggregation: TypeAlias = Callable[[], Aggregate]
 """Makes an update in place of the rule."""
 
@@ -62,6 +64,10 @@ class Learner:
     follows each step; `batch` is how many samples a row was made from. All that is as long as the model is
     on `device`, where rows come from too. `blocks` are the sizes of the model's parameter tensors, for a
     rule that is applied to each by itself, and `shapes` their shapes, for an optimizer that sees them.
+
+    The last `buffers` numbers of the vector are no parameters: the rule does not see them, and each is the
+    median of what the workers of a round have sent, where an even number of them has two the lower one. So
+    an integer stays one, and f of 2 f + 1 workers cannot move a number beyond those of the others.
     `weights` says what the rows of each worker weigh, where not all weigh the same.
     """
 
@@ -79,24 +85,42 @@ class Learner:
         blocks: Sequence[int] | None = None,
         shapes: Sequence[Sequence[int]] | None = None,
         weights: Mapping[str, float] | None = None,
+        buffers: int = 0,
     ) -> None:
         self._versions = ParameterVersions(parameters, device)
         self._aggregator = aggregator
-        self._stepper = stepper_for(optimizer, self._versions.current, shapes)
+        self._d = parameters.numel() - buffers
+        self._stepper = stepper_for(optimizer, self._versions.current[: self._d], shapes)
         self._rounds = rounds
         self._seed = seed
         self._batch = batch
         self._blocks = blocks
         self._weights = weights
         self.average = average
-        self._spare = torch.empty_like(self._versions.current)
+        self.buffers = buffers
+        """How many numbers at the end of the vector are buffers."""
+        self._spare = torch.empty_like(self._versions.current[: self._d])
         self.reference: Tensor | None = None
         """The last aggregate (d,), from which the next rows are measured."""
 
     @property
     def parameters(self) -> Tensor:
-        """(d,) float32; not to be written to, nor kept beyond the next step."""
+        """(d + b,) float32, b buffers behind them; not to be written to, nor kept beyond the next step."""
         return self._versions.current
+
+    @property
+    def averaged(self) -> Tensor | None:
+        """The average of the parameters, with the buffers of the model; None where there is none."""
+        if self.average is None or not self.buffers:
+            return None if self.average is None else self.average.parameters
+        return torch.cat([self.average.parameters, self.parameters[self._d :]])
+
+    def split(self, rows: Mapping[str, Tensor]) -> tuple[Mapping[str, Tensor], Mapping[str, Tensor] | None]:
+        """Vectors (d + b,) as views of what the rule sees, and of their buffers if there are any."""
+        if not self.buffers:
+            return rows, None
+        d = self._d
+        return {name: row[:d] for name, row in rows.items()}, {name: row[d:] for name, row in rows.items()}
 
     def change(self, aggregator: Aggregator, weights: Mapping[str, float] | None = None) -> None:
         """Aggregate by another rule from the next round on, as one with another f, or by other weights."""
@@ -109,7 +133,7 @@ class Learner:
             workers: whose rows.
             faults: workers that have proved faulty so far.
         """
-        d, weights = self.parameters.numel(), self.weights_of(workers, faults)
+        d, weights = self._d, self.weights_of(workers, faults)
         return Stream(
             self._aggregator,
             len(workers),
@@ -139,6 +163,7 @@ class Learner:
         measure: Measure | None = None,
         aggregation: Aggregation | None = None,
         fresh: Collection[str] | None = None,
+        buffers: Mapping[str, Tensor] | None = None,
     ) -> Step:
         """Aggregate the rows of a round and move the parameters.
 
@@ -151,6 +176,7 @@ class Learner:
             measure: measures these rows, in the order of their names, where that need not be done anew.
             aggregation: makes the update in place of the rule, from what it knows of the rows.
             fresh: workers whose rows no step before has seen; None for all of them.
+            buffers: worker to (b,), of those who pushed for this round; None leaves them as they are.
 
         Raises:
             AggregationError: the guarantee of the rule does not hold for these rows, or the step would
@@ -173,10 +199,13 @@ class Learner:
             parts["rule"] = aggregated - start - parts["gram"]
         lr = self._stepper.rate(round, self._rounds)
         vector = _without_rows(aggregate.vector.detach().to(torch.float32), rows)
-        self._move(vector, length, lr)
+        dropped = {workers[i] for i in aggregate.dropped}
+        kept = {name: row for name, row in (buffers or {}).items() if name not in dropped}
+        self._move(vector, length, lr, kept)
         self._keep_reference(vector)
         if self.average is not None:
-            self.average.update(self.parameters, self._batch * _count_learned(aggregate, workers, fresh))
+            learned = self._batch * _count_learned(aggregate, workers, fresh)
+            self.average.update(self.parameters[: self._d], learned)
         seconds = {"aggregate": aggregated - start, "step": time.perf_counter() - aggregated}
         return _describe(aggregate, workers, faults, length, lr, seconds, parts)
 
@@ -249,7 +278,7 @@ class Learner:
 
     def _checked_norm(self, aggregate: Aggregate) -> float:
         """The Euclidean norm of an aggregate that is one finite vector (d,)."""
-        vector, d = aggregate.vector, self.parameters.numel()
+        vector, d = aggregate.vector, self._d
         if vector.shape != (d,):
             found = f"Found shape {tuple(vector.shape)}."
             raise TypeError(f"{self._aggregator.rule!r} should return a vector of {d} entries. {found}")
@@ -258,14 +287,17 @@ class Learner:
             raise AggregationError(f"The update of {shown(self._aggregator.rule)} is not finite.")
         return length
 
-    def _move(self, vector: Tensor, length: float, lr: float) -> None:
+    def _move(self, vector: Tensor, length: float, lr: float, buffers: Mapping[str, Tensor]) -> None:
         """Step the optimizer; the new parameters are written beside the current ones."""
-        draft = self._versions.draft()
+        draft, d = self._versions.draft(), self._d
         try:
-            self._stepper.step(self.parameters, vector, length, lr, draft)
+            self._stepper.step(self.parameters[:d], vector, length, lr, draft[:d])
         except AggregationError:
             self._versions.discard(draft)
             raise
+        if self.buffers:
+            weights = None if self._weights is None else [self._weights[name] for name in buffers]
+            draft[d:] = median_of([*buffers.values()], weights) if buffers else self.parameters[d:]
         self._versions.publish(draft)
 
     def _keep_reference(self, vector: Tensor) -> None:
@@ -273,6 +305,20 @@ class Learner:
         before, self.reference = self.reference, vector
         if vector.data_ptr() == self._spare.data_ptr():
             self._spare = torch.empty_like(vector) if before is None else before
+
+
+def median_of(vectors: Sequence[Tensor], weights: Sequence[float] | None = None) -> Tensor:
+    """The median of each number of vectors (b,), always one of theirs: the lower one of two.
+
+    With weights it is the least number with half of the weight at or below it.
+    """
+    stacked = torch.stack([*vectors])
+    if weights is None:
+        return stacked.median(dim=0).values
+    order = stacked.sort(dim=0, stable=True)
+    below = torch.tensor(weights, dtype=torch.float64, device=stacked.device)[order.indices].cumsum(dim=0)
+    place = (below < below[-1] / 2 * (1 - HALF)).sum(dim=0, keepdim=True)
+    return order.values.gather(0, place).squeeze(0)
 
 
 def _count_learned(aggregate: Aggregate, workers: Sequence[str], fresh: Collection[str] | None) -> float:

@@ -39,6 +39,7 @@ from varangian.worker.data.batches import BatchSampler
 from varangian.worker.data.partition import deal_samples
 from varangian.worker.data.validation import hold_out
 from varangian.worker.seeds import generator
+from varangian.worker.training.buffers.local import LocalBuffers
 from varangian.worker.training.device import find_device
 from varangian.worker.training.error_feedback import DeltaEncoder
 from varangian.worker.training.fingerprint import shared_settings
@@ -128,14 +129,20 @@ class WorkerCompute:
         self.batches = BatchSampler(shares, task.batch_size, task.seed)
         """The samples of each worker's batches."""
         objective = Objective(task.loss, metrics, asked=task.metrics is not None)
-        self.trainer = Trainer(task.model, self.dataset, objective, task.seed, device)
+        self.trainer = Trainer(task.model, self.dataset, objective, task.seed, device, task.buffers)
         """Of use only inside `exclusive`."""
         self.metrics = self.trainer.metrics
         """The metrics that are reported beside the loss, by name."""
-        self._momentum = Momentum(task.momentum, once=task.inner is not None)
+        buffers = self.trainer.initial_buffers
+        self._local: LocalBuffers | None = None
+        """The buffers of each worker, where they do not travel and there are some."""
+        if task.buffers == "local" and buffers.numel():
+            self._local = LocalBuffers(buffers)
+        once = task.inner is not None or self._local is not None
+        self._momentum = Momentum(task.momentum, once, 0 if self._local is not None else buffers.numel())
         self._inner: InnerSteps | None = None
         if task.inner is not None:
-            self._inner = InnerSteps(task.inner, task.local_steps, task.rounds, device)
+            self._inner = InnerSteps(task.inner, task.local_steps, task.rounds, device, buffers.numel())
         self._deltas = DeltaEncoder(task.wire)
         self.hosted = task.workers
         """The workers whose vectors are asked for here; of others only attackers here compute some."""
@@ -189,7 +196,9 @@ class WorkerCompute:
 
     def initial(self) -> Tensor:
         """The parameters that a run starts from, (d,) on the CPU: a function of the seed."""
-        return flatten(build_model(self.task.model, self.dataset, self.task.seed))
+        parameters = flatten(build_model(self.task.model, self.dataset, self.task.seed))
+        travel = self.layout.buffers > 0
+        return torch.cat([parameters, self.trainer.initial_buffers]) if travel else parameters
 
     def contribution(self, name: str, round: int, parameters: Tensor) -> Tensor | None:
         """Compute what a worker sends in a round, honest or not: (d,) float32 on the CPU, a copy.
@@ -269,17 +278,22 @@ class WorkerCompute:
             if part == ATTACKERS:
                 watched = {name: self._momentum.state(name) for name in self._watched}
                 inner = {name: self._inner_state(name) for name in self._watched}
+                buffers = {name: self._local_state(name) for name in self._watched}
                 attack = self.memory(self._mounted, TOGETHER)
-                return {"momentum": watched, "inner": inner, "attack": attack}
+                return {"momentum": watched, "inner": inner, "buffers": buffers, "attack": attack}
             return {
                 "momentum": self._momentum.state(part),
                 "inner": self._inner_state(part),
+                "buffers": self._local_state(part),
                 "deltas": self._deltas.state(part),
                 "attack": None if self._is_shared else self.memory(self._mounted, part),
             }
 
     def _inner_state(self, name: str) -> Tree:
         return None if self._inner is None else self._inner.state(name)
+
+    def _local_state(self, name: str) -> Tree:
+        return None if self._local is None else self._local.state(name)
 
     def memory(self, mounted: MountedAttack | None, key: str) -> Tree:
         """What an attacker, or all together, know of earlier rounds; None where that cannot be kept."""
@@ -307,11 +321,15 @@ class WorkerCompute:
                     self._momentum.restore(name, tree["momentum"].get(name))
                     if self._inner is not None:
                         self._inner.restore(name, tree["inner"].get(name))
+                    if self._local is not None:
+                        self._local.restore(name, tree["buffers"].get(name))
                 self.remember(self._mounted, TOGETHER, tree["attack"])
                 return
             self._momentum.restore(part, tree["momentum"])
             if self._inner is not None:
                 self._inner.restore(part, tree["inner"])
+            if self._local is not None:
+                self._local.restore(part, tree["buffers"])
             self._deltas.restore(part, tree["deltas"])
             if not self._is_shared:
                 self.remember(self._mounted, part, tree["attack"])
@@ -333,7 +351,9 @@ class WorkerCompute:
     def forget(self, part: str) -> None:
         """Forget a part of the history: it begins anew with the next round."""
         none: Tree = {} if part == ATTACKERS else None
-        self.restore(part, {"momentum": none, "inner": none, "deltas": None, "attack": None})
+        self.restore(
+            part, {"momentum": none, "inner": none, "buffers": none, "deltas": None, "attack": None}
+        )
 
     def unconfirmed(self, name: str) -> tuple[int, Tensor] | None:
         """The last delta of a worker and its round, unless it is known that the server has counted it."""
@@ -488,7 +508,18 @@ class WorkerCompute:
     def _with_momentum(
         self, attack: DataAttack | None, name: str, round: int, parameters: Tensor
     ) -> Tensor:
-        return self._momentum(name, round, lambda: self.local_steps(attack, name, round, parameters))
+        return self._momentum(name, round, lambda: self._moved(attack, name, round, parameters))
+
+    def _moved(self, attack: DataAttack | None, name: str, round: int, parameters: Tensor) -> Tensor:
+        """As `local_steps`; buffers that do not travel are its own, and kept for its next round."""
+        if self._local is None:
+            return self.local_steps(attack, name, round, parameters)
+        own = self._local.of(name).to(parameters.device)
+        found = self.local_steps(attack, name, round, torch.cat([parameters, own]))
+        check_finite(found)
+        d = parameters.numel()
+        self._local.keep(name, found[d:])
+        return found[:d]
 
     def _inner_steps(
         self, inner: InnerSteps, attack: DataAttack | None, name: str, round: int, parameters: Tensor
@@ -502,15 +533,20 @@ class WorkerCompute:
     def local_steps(self, attack: DataAttack | None, name: str, round: int, parameters: Tensor) -> Tensor:
         """The sum of the gradients g of C steps y <- y - gamma g(y) from x: (x - y) / gamma.
 
-        With an inner optimizer x - y, where y is the end of its steps.
+        With an inner optimizer x - y, where y is the end of its steps. Buffers at the end of the vector are
+        those after the last step.
         """
         if self._inner is not None:
             return self._inner_steps(self._inner, attack, name, round, parameters)
         gamma = self.task.gamma(round)
+        d = parameters.numel() - self.trainer.initial_buffers.numel()
         total = self._gradient(attack, name, round, 0, parameters)
         for step in range(1, self.task.local_steps):
             moved = torch.sub(parameters, total, alpha=gamma)
-            total = total.add_(self._gradient(attack, name, round, step, moved))
+            moved[d:] = total[d:]
+            found = self._gradient(attack, name, round, step, moved)
+            total[:d].add_(found[:d])
+            total[d:] = found[d:]
         return total
 
     def _gradient(

@@ -59,6 +59,8 @@ def shared_settings(task: Task, dataset: Dataset) -> SharedSettings:
         entries["worker.inner"] = repr(task.inner)
     elif task.local_steps > 1:
         entries["worker.local_lr"] = f"{task.gamma(0):g}"
+    if task.buffers != "refuse":
+        entries["buffers"] = task.buffers
     loose = frozenset[str]()
     if not isinstance(task.partition, Private):
         entries |= fingerprint(dataset)

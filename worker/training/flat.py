@@ -141,7 +141,8 @@ def check_model(module: nn.Module, outputs: Callable[[], object]) -> None:
     if changed:
         raise ModelError(
             "Training should change nothing but the parameters of the model. Found buffers that change: "
-            f"{', '.join(changed[:4])}. Use GroupNorm, or BatchNorm with track_running_stats=False."
+            f"{', '.join(changed[:4])}. Set buffers=robust, which sends them along and takes their median, "
+            "or use GroupNorm, or BatchNorm with track_running_stats=False."
         )
 
 

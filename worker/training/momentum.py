@@ -30,10 +30,11 @@ class Momentum:
         beta: 0 is no momentum.
         once: whether a gradient may be asked for only once a round, so that the vector of the round is kept
             without momentum, too.
+        buffers: how many numbers at the end of a vector are no gradient, and have no momentum.
     """
 
-    def __init__(self, beta: float, once: bool = False) -> None:
-        self._beta = beta
+    def __init__(self, beta: float, once: bool = False, buffers: int = 0) -> None:
+        self._beta, self._buffers = beta, buffers
         self._kept = beta > 0 or once
         self._last: dict[str, Last] = {}
 
@@ -49,9 +50,12 @@ class Momentum:
         last = self._last.get(name)
         if last is not None and (round == last.round or (round < last.round and self._kept)):
             return repeat(last, name, round)
-        vector = (1 - self._beta) * gradient()
+        found = gradient()
+        vector = (1 - self._beta) * found
         if last is not None and self._beta > 0:
             vector.add_(last.vector, alpha=self._beta)
+        if self._buffers:
+            vector[-self._buffers :] = found[-self._buffers :]
         check_finite(vector)
         self._last[name] = Last(round, vector)
         return vector

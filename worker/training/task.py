@@ -28,6 +28,7 @@ from varangian.worker.seeds import generator
 from varangian.worker.simulation.availability import Always, Availability
 from varangian.worker.simulation.delays import Delay, NoDelay
 from varangian.worker.simulation.timetable import Timetable
+from varangian.worker.training.buffers.vector import BufferMode
 from varangian.worker.training.inner.steps import InnerOptimizer
 from varangian.worker.training.losses import CrossEntropy, Loss
 from varangian.worker.training.metrics import Metric, OwnMetric
@@ -92,6 +93,8 @@ class Task:
     """Whether workers push what is new in a vector since the last of theirs that counted."""
     wire: Dtype = FLOAT32
     """The type in which vectors travel: what a delta loses by it is part of the next."""
+    buffers: BufferMode = "refuse"
+    """What becomes of buffers of the model that training changes."""
     availability: Availability = field(default_factory=Always)
     delays: Delay = field(default_factory=NoDelay)
     device: str = "cpu"
@@ -131,7 +134,7 @@ class Task:
     @property
     def has_history(self) -> bool:
         """Whether an honest vector depends on the worker's rounds before."""
-        return self.momentum > 0 or self.inner is not None
+        return self.momentum > 0 or self.inner is not None or self.buffers == "local"
 
     def gamma(self, round: int) -> float:
         """The learning rate of the local steps of a round."""

@@ -24,6 +24,7 @@ from varangian.worker.data import Dataset
 from varangian.worker.data.base import format_shape
 from varangian.worker.data.samples import Samples, count, map_tensors, shapes
 from varangian.worker.seeds import generator, globally_seeded
+from varangian.worker.training.buffers.vector import BufferMode, ModelBuffers
 from varangian.worker.training.flat import (
     ModelError,
     check_memory_apart,
@@ -31,7 +32,6 @@ from varangian.worker.training.flat import (
     fill,
     join,
     layout_of,
-    load,
     trainable,
 )
 from varangian.worker.training.footprint import MemoryFootprint
@@ -89,13 +89,21 @@ class Trainer:
         objective: loss and metrics.
         seed: of the run.
         device: where to compute; vectors that come and go are on the CPU.
+        buffers: whether the model may have buffers that training changes. Unless they are refused they are
+            the end of each vector that comes and goes: (d + b,) in place of (d,).
 
     Raises:
         InputError: when the model cannot be built, or a first gradient cannot be computed.
     """
 
     def __init__(
-        self, model: Model, dataset: Dataset, objective: Objective, seed: int, device: torch.device
+        self,
+        model: Model,
+        dataset: Dataset,
+        objective: Objective,
+        seed: int,
+        device: torch.device,
+        buffers: BufferMode = "refuse",
     ) -> None:
         self._dataset = dataset
         self.objective = objective
@@ -115,8 +123,15 @@ class Trainer:
         with guard(f"{self._name}: moving it to {device}", "Choose another `worker.device`."):
             self._module = module.to(device)
         self._weights = [p for _, p in trainable(self._module)]
+        found = ModelBuffers(self._module) if buffers != "refuse" else None
+        self.buffers = found if found is not None and found.numel else None
+        """The buffers of the model, where they are part of vectors."""
+        self.initial_buffers = torch.empty(0) if self.buffers is None else self.buffers.read().cpu()
+        """(b,), as the model is made with."""
         try:
             self.layout: Layout = layout_of(self._module)
+            if self.buffers is not None and buffers == "robust":
+                self.layout = Layout((*self.layout.entries, *self.buffers.entries))
         except LayoutError as error:
             raise ModelError(f"{self._name} cannot be sent: {error}") from error
         self._try()
@@ -125,7 +140,12 @@ class Trainer:
         """A first gradient, of two samples."""
         x, y = self.batch(torch.arange(min(TRIAL, self._dataset.size)))
         with globally_seeded(self._seed, "trial", device=self.device):
-            check_model(self._module, lambda: self._scored(self._outputs(x), y))
+            if self.buffers is None:
+                check_model(self._module, lambda: self._scored(self._outputs(x), y))
+            else:
+                self.train()
+                with torch.no_grad():
+                    self._scored(self._outputs(x), y)
             self._slopes(x, y)
             if [id(p) for _, p in trainable(self._module)] != [id(p) for p in self._weights]:
                 raise ModelError(
@@ -171,7 +191,7 @@ class Trainer:
         Raises:
             InputError: when the model or the loss fails for this batch.
         """
-        return join(self._gradients(parameters, x, y, purpose)).cpu()
+        return join(self._gradients(parameters, x, y, purpose) + self._left()).cpu()
 
     @contextmanager
     def holding(self) -> Generator[None]:
@@ -179,7 +199,7 @@ class Trainer:
 
         A model of the user may change them itself, so there each gradient starts from what it is given.
         """
-        self._holding = not self._draws
+        self._holding = not self._draws and self.buffers is None
         try:
             yield
         finally:
@@ -187,7 +207,12 @@ class Trainer:
 
     def write_gradient(self, row: Tensor, parameters: Tensor, x: Any, y: Any, *purpose: str | int) -> None:
         """As `gradient`, written into (d,) on the device."""
-        torch.cat([part.reshape(-1) for part in self._gradients(parameters, x, y, purpose)], out=row)
+        found = self._gradients(parameters, x, y, purpose) + self._left()
+        torch.cat([part.reshape(-1) for part in found], out=row)
+
+    def _left(self) -> list[Tensor]:
+        """The buffers as a forward pass has left them, where they are part of vectors."""
+        return [] if self.buffers is None else [self.buffers.read()]
 
     def loss(self, parameters: Mapping[str, Tensor], x: Any, y: Any) -> Tensor:
         """The mean loss of a batch as a function of the parameters by name, for `torch.func`.
@@ -211,13 +236,22 @@ class Trainer:
         self, parameters: Tensor, x: Any, y: Any, purpose: tuple[str | int, ...]
     ) -> list[Tensor]:
         if parameters is not self._filled:
-            fill(self._weights, parameters)
+            self._fill(parameters)
             self._filled = parameters if self._holding else None
         self.train()
         if not self._draws:
             return self._slopes(x, y)
         with self.seeded(*purpose):
             return self._slopes(x, y)
+
+    def _fill(self, parameters: Tensor) -> None:
+        """Give the model these parameters, and the buffers behind them; or those that it is made with."""
+        if self.buffers is not None:
+            d = parameters.numel() - self.buffers.numel
+            whole = d == sum(p.numel() for p in self._weights)
+            self.buffers.write(parameters[d:] if whole else self.initial_buffers)
+            parameters = parameters[:d] if whole else parameters
+        fill(self._weights, parameters)
 
     def _slopes(self, x: Any, y: Any) -> list[Tensor]:
         """The gradient of each parameter: dense, and 0 where it is not used."""
@@ -263,7 +297,7 @@ class Trainer:
 
         What fails is NaN, and said once: a run does not end for it.
         """
-        load(self._module, parameters)
+        self._fill(parameters)
         self._module.eval()
         data = self._dataset
         scores = self._scores_or_nan(data.test_x, data.test_y)
@@ -357,7 +391,7 @@ class Trainer:
     @torch.no_grad()
     def training_loss(self, parameters: Tensor) -> float:
         """The mean loss on training samples that are here, always the same ones; NaN where it fails."""
-        load(self._module, parameters)
+        self._fill(parameters)
         self._module.eval()
         size = self._dataset.size
         chosen = torch.randperm(size, generator=generator(self._seed, "training loss"))[:TRAINING_SAMPLES]
@@ -441,7 +475,7 @@ class Trainer:
 
     def state(self, parameters: Tensor) -> dict[str, Any]:
         """The whole state of the module with these parameters, on the CPU; of use until the next call."""
-        load(self._module, parameters)
+        self._fill(parameters)
         state = self._module.state_dict()
         return {name: value.cpu() if isinstance(value, Tensor) else value for name, value in state.items()}
 

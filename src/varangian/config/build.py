@@ -50,6 +50,7 @@ def task(config: RunConfig) -> Task:
         availability=config.availability,
         delays=config.delays,
         device=config.worker.device,
+        buffers=config.buffers,
     )
 
 
@@ -113,15 +114,17 @@ def learner(
     device: str = "cpu",
     blocks: Sequence[int] | None = None,
     shapes: Sequence[Sequence[int]] | None = None,
+    buffers: int = 0,
 ) -> Learner:
     """The server's model, aggregation and optimizer at the start of a run.
 
     Args:
         config: of the run.
-        initial: parameters, (d,).
+        initial: parameters, (d,), and buffers behind them.
         device: of the model.
         blocks: sizes of the parameter tensors, which a rule with `per_block` needs.
         shapes: of the parameter tensors, which an optimizer may need.
+        buffers: how many numbers of `initial`, the last ones, are buffers.
     """
     initial = initial.to(device)
     seed = config.seed if config.server.seed is None else config.server.seed
@@ -131,10 +134,11 @@ def learner(
         config.optimizer,
         rounds=config.rounds,
         seed=seed,
-        average=None if config.ema is None else Average(config.ema, initial),
+        average=None if config.ema is None else Average(config.ema, initial[: initial.numel() - buffers]),
         batch=config.worker.batch_size * config.worker.local_steps,
         device=device,
         blocks=blocks,
         shapes=shapes,
         weights=config.worker_weights,
+        buffers=buffers,
     )

@@ -26,6 +26,8 @@ ADDED: Mapping[str, Any] = {
     "weights": None,
     "weights_cap": None,
     "optimizer.dampening": 0.0,
+    "optimizer.centered": False,
+    "buffers": "refuse",
 }
 """Settings that earlier versions did not have, with the value that stands for what those did. With it they
 are left out, so that runs of earlier versions keep their identity."""

@@ -40,6 +40,7 @@ from varangian.worker.data import DATASETS, Source
 from varangian.worker.data.partition import PARTITIONS, Partition
 from varangian.worker.simulation.availability import AVAILABILITY, Availability
 from varangian.worker.simulation.delays import DELAYS, Delay
+from varangian.worker.training.buffers.vector import BufferMode
 from varangian.worker.training.losses import LOSSES, Loss
 from varangian.worker.training.metrics import METRICS, Metric, OwnMetric
 from varangian.worker.training.models import MODELS, Model
@@ -348,6 +349,10 @@ class RunConfig(Section):
     """The data set; your own as `module:function`."""
     loss: Annotated[Loss, of_registry(LOSSES, "cross_entropy")] = named_default("cross_entropy")
     """The loss function that training minimises; your own as `module:function`."""
+    buffers: BufferMode = "refuse"
+    """Buffers of the model that training changes, as the statistics of BatchNorm. `robust` sends them along
+    with each vector, and the server takes the median of each number; with `local` each worker has its own,
+    and the server those that the model is made with; `refuse` is an error where a model has some."""
     metrics: Annotated[tuple[Metric | OwnMetric, ...] | None, many_of(METRICS)] = None
     """Metrics on held-out data besides the loss, as [accuracy, class_accuracy, "module:function"]; null is
     the accuracy where samples have classes."""

@@ -71,7 +71,7 @@ def rehearse(config: RunConfig) -> Rehearsal:
                 raise RunError(refusal)
             worked.append(account.sentence)
         with tried("aggregator"):
-            try_aggregator(config, worker_compute.layout.sizes)
+            try_aggregator(config, worker_compute.layout.trained.sizes)
             if sentence := weight_sentence(config):
                 worked.append(f"weights: {sentence.removeprefix('weights ')}")
         with tried("participation"):

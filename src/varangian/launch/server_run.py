@@ -189,16 +189,18 @@ class ServerRun:
         if refusal := account.refusal(room) or check_descriptors(latest):
             raise RunError(refusal)
         layout = model_side.layout
-        try_aggregator(config, layout.sizes)
+        try_aggregator(config, layout.trained.sizes)
         try:
             if (mapped := mapped_plan(latest, layout.numel)) is not None:
                 mapped.check_room()
-            row_source = config.participation.row_source(config.worker_names, layout.numel, warn)
+            row_source = config.participation.row_source(config.worker_names, layout.trained.numel, warn)
         except OSError as error:
             raise RunError(str(error)) from error
         vectors, gradients = (None, "") if worker_compute is None else vector_source(config, worker_compute)
         device = learner_device(config, layout) if vectors is not worker_compute else "cpu"
-        built = learner(config, initial, device, layout.sizes, layout.shapes)
+        built = learner(
+            config, initial, device, layout.trained.sizes, layout.trained.shapes, layout.buffers
+        )
         facts: dict[str, Any] = {"memory": account.sentence} | (
             {"gradients": gradients} if gradients else {}
         )
@@ -228,7 +230,8 @@ class ServerRun:
     @property
     def encoding(self) -> Encoding:
         """How workers write the vectors that they push."""
-        return Encoding(self.model_side.layout.numel, self.config.wire.dtype)
+        layout = self.model_side.layout
+        return Encoding(layout.numel, self.config.wire.dtype, layout.buffers)
 
     @property
     def sentences(self) -> tuple[str, ...]:
@@ -238,8 +241,9 @@ class ServerRun:
     @property
     def storage(self) -> tuple[str, ...]:
         """Sentences about the storage that outlasts a round, where there is any worth a word."""
-        plan = self.config.participation.latest_plan(self.config.workers, self.model_side.layout.numel)
-        mapped = mapped_plan(self.config, self.model_side.layout.numel)
+        layout = self.model_side.layout
+        plan = self.config.participation.latest_plan(self.config.workers, layout.trained.numel)
+        mapped = mapped_plan(self.config, layout.numel)
         latest = tuple(plan.sentence() for plan in (mapped, plan) if plan is not None)
         every, checkpoint = self.config.checkpoint_every, self.config.server.checkpoint
         size = self.account.snapshot
@@ -308,7 +312,7 @@ class ServerRun:
 
     def _keep_rows(self) -> KeptRows | None:
         keep = self.config.server.keep_rows
-        shapes = self.model_side.layout.shapes
+        shapes = self.model_side.layout.trained.shapes
         return KeptRows(self.folder.path, keep, shapes, self.note) if keep else None
 
     def _keeper(self) -> CheckpointKeeper | None:
@@ -354,8 +358,9 @@ class ServerRun:
         more, room = then.total - now.total + now.latest, available_memory()
         if room is not None and more > room:
             return f"it takes {readable(more)} more memory, and {readable(room)} are available"
-        d = self.model_side.layout.numel
-        plan, mapped = after.participation.latest_plan(after.workers, d), mapped_plan(after, d)
+        layout = self.model_side.layout
+        plan = after.participation.latest_plan(after.workers, layout.trained.numel)
+        mapped = mapped_plan(after, layout.numel)
         try:
             if plan is not None:
                 plan.check_room()
@@ -442,8 +447,8 @@ class ServerRun:
 
     def evaluate(self, parameters: Tensor) -> Scores:
         """Evaluate the parameters and, where there is one, their average."""
-        average = self.learner.average
-        ema = None if average is None else self.model_side.evaluate(average.parameters)
+        average = self.learner.averaged
+        ema = None if average is None else self.model_side.evaluate(average)
         return Scores.of(
             self.model_side.evaluate(parameters), ema, self.model_side.training_loss(parameters)
         )
@@ -512,8 +517,9 @@ class ServerRun:
         """The files of the model and, where there is one, of its average."""
         learner = self.learner
         models = {PARAMETERS: pack_state(self.model_side, learner.parameters)}
-        if learner.average is not None:
-            models[AVERAGE] = pack_state(self.model_side, learner.average.parameters)
+        average = learner.averaged
+        if average is not None:
+            models[AVERAGE] = pack_state(self.model_side, average)
         return models
 
     @property
@@ -657,7 +663,7 @@ def learner_device(config: RunConfig, layout: Layout) -> str:
 
     But vectors that outlast their round are kept in the memory or on the disk of this machine.
     """
-    keeps = config.participation.latest_plan(config.workers, layout.numel) is not None
+    keeps = config.participation.latest_plan(config.workers, layout.trained.numel) is not None
     return "cpu" if keeps else config.worker.device
 
 

@@ -5,17 +5,21 @@ from __future__ import annotations
 import hashlib
 import math
 import struct
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from tests.kept import kept
 from torch import Tensor
 
 from varangian.aggregators import NNM, Aggregate, AggregationError, Aggregator, Gram, Krum
 from varangian.server.training.ema import Average, Ema, samples
-from varangian.server.training.learner import Learner
+from varangian.server.training.learner import Learner, median_of
 from varangian.server.training.optimizers import OPTIMIZERS, Optimizer, Sgd
 from varangian.server.training.schedules import StepDecay
 
@@ -408,3 +412,80 @@ def test_a_state_of_another_run_is_refused():
         learner(d=3).restore(learner(d=2).state())
     with pytest.raises(ValueError, match="Found an average"):
         learner().restore(averaged(Aggregator(Mean())).state())
+
+
+# Buffers
+
+
+def with_buffers(initial: Sequence[float], aggregator: Aggregator | None = None, **options: Any) -> Learner:
+    """Two parameters and buffers."""
+    point = torch.tensor([1.0, 1.0, *initial])
+    rule = aggregator or Aggregator(Mean(), f=1)
+    return Learner(point, rule, Sgd(lr=0.5), rounds=10, seed=7, buffers=len(initial), **options)
+
+
+def vectors(**buffers: Sequence[float]) -> dict[str, Tensor]:
+    return {name: torch.tensor([2.0, 2.0, *numbers]) for name, numbers in buffers.items()}
+
+
+def test_buffers_are_medians_that_the_rule_does_not_see():
+    one = with_buffers([0.0, 5.0])
+    rows, buffers = one.split(vectors(a=(1.0, 7.0), b=(3.0, 7.0), c=(2.5, 1e30), d=(9e30, 8.0)))
+    step = one.step(0, rows, {}, buffers=buffers)
+    assert step.norm == pytest.approx(math.sqrt(8))
+    assert one.parameters.tolist() == [0.0, 0.0, 2.5, 7.0]  # the lower ones of two
+    assert one.payload().nbytes == 16
+    one.step(1, rows, {})
+    assert one.parameters.tolist() == [-1.0, -1.0, 2.5, 7.0]
+
+
+def test_buffers_of_a_row_that_was_dropped_do_not_count():
+    one = with_buffers([0.0])
+    rows, buffers = one.split(vectors(a=(1.0,), b=(2.0,), c=(3.0,)))
+    rows["a"][0] = NAN
+    assert one.step(0, rows, {}, buffers=buffers).dropped == {"a": "not finite"}
+    assert one.parameters[2] == 2.0
+
+
+def test_a_step_without_an_update_leaves_buffers_as_they_are():
+    one = with_buffers([4.0])
+    rows, buffers = one.split(vectors(a=(1.0,)))
+    rows["a"].fill_(NAN)
+    with pytest.raises(AggregationError):
+        one.step(0, rows, {}, buffers=buffers)
+    assert one.parameters.tolist() == [1.0, 1.0, 4.0]
+
+
+@settings(deadline=None)
+@given(st.integers(1, 4), st.integers(0, 999), st.sampled_from([1e38, -1e38, 1e-30, 3.0]), st.booleans())
+def test_f_of_more_than_2_f_workers_do_not_move_buffers_beyond_those_of_the_others(
+    f: int, seed: int, lie: float, weighted: bool
+):
+    random = torch.Generator().manual_seed(seed)
+    honest = torch.randint(-50, 50, (f + 1 + seed % 3, 5), generator=random).float()
+    stacked = torch.cat([honest, lie * torch.ones(f, 5)])
+    found = median_of(stacked.unbind(), [1 / len(stacked)] * len(stacked) if weighted else None)
+    assert (honest.amin(0) <= found).all()
+    assert (found <= honest.amax(0)).all()
+    assert torch.equal(found, found.round() if lie == 3.0 else found)
+    assert torch.equal(found, stacked.median(dim=0).values)
+
+
+def test_a_median_by_weight_is_that_of_copies():
+    numbers = torch.randn(4, 6, generator=torch.Generator().manual_seed(1)).unbind()
+    copies = [row for row, count in zip(numbers, (1, 4, 2, 3), strict=True) for _ in range(count)]
+    assert torch.equal(median_of(numbers, [0.1, 0.4, 0.2, 0.3]), median_of(copies))
+
+
+def test_an_average_has_the_buffers_of_the_model(tmp_path: Path):
+    average = Average(Ema(decay=0.5, reference_batch=1), torch.ones(2))
+    one = with_buffers([0.0], average=average)
+    rows, buffers = one.split(vectors(a=(7.0,), b=(7.0,)))
+    one.step(0, rows, {}, buffers=buffers)
+    found = one.averaged
+    assert found is not None
+    assert found[2] == 7.0
+    assert 0 < float(found[0]) < 1
+    other = with_buffers([1.0], average=Average(Ema(decay=0.5, reference_batch=1), torch.zeros(2)))
+    other.restore(kept(one.state(), tmp_path))
+    assert torch.equal(other.parameters, one.parameters)

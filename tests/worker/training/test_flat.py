@@ -73,7 +73,7 @@ def test_layout_refuses_a_model_without_parameters():
 
 def test_statistics_are_refused_by_name():
     module = nn.Sequential(nn.Linear(3, 4), nn.BatchNorm1d(4))
-    with pytest.raises(ModelError, match=r"1\.running_mean.*Use GroupNorm"):
+    with pytest.raises(ModelError, match=r"1\.running_mean.*use GroupNorm"):
         check_model(module, lambda: module(torch.randn(5, 3)))
 
 

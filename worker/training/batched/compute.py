@@ -63,6 +63,8 @@ class BatchedCompute:
         if task.inner is not None:
             raise CannotBatch("with worker.inner each worker has an optimizer of its own")
         self._trainer = worker_compute.trainer
+        if self._trainer.buffers is not None:
+            raise CannotBatch("the buffers of the model are others for each worker")
         n, d = len(task.workers), worker_compute.layout.numel
         self._places = {name: place for place, name in enumerate(task.workers)}
         self._honest = torch.zeros(n, d, device=self._trainer.device)

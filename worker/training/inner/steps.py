@@ -54,11 +54,18 @@ class InnerSteps:
         steps: H, that a worker takes in a round.
         rounds: of the run, for the schedule.
         device: where steps are taken.
+        buffers: how many numbers at the end of a vector are buffers, which no optimizer moves.
     """
 
     def __init__(
-        self, inner: InnerOptimizer, steps: int, rounds: int, device: torch.device | str = "cpu"
+        self,
+        inner: InnerOptimizer,
+        steps: int,
+        rounds: int,
+        device: torch.device | str = "cpu",
+        buffers: int = 0,
     ) -> None:
+        self._buffers = buffers
         self._inner, self._steps, self._rounds = inner, steps, rounds
         self._device = torch.device(device)
         self._memories: dict[str, Memory] = {}
@@ -71,7 +78,9 @@ class InnerSteps:
                 as for any error of `write_gradient`.
         """
         start = parameters.to(self._device)
-        point = torch.nn.Parameter(start.clone())
+        d = start.numel() - self._buffers
+        whole = start.clone()
+        point = torch.nn.Parameter(whole[:d])
         optimizer = self._inner.build(point)
         if (memory := self._memories.get(name)) is not None:
             on_device = any(optimizer.defaults.get(name) for name in ("fused", "capturable"))
@@ -81,15 +90,17 @@ class InnerSteps:
                 else value
                 for key, value in memory.state.items()
             }
-        gradient = torch.empty_like(start)
+        row = torch.empty_like(start)
+        gradient = row[:d]
         for step in range(self._steps):
-            write_gradient(gradient, step, point.detach())
+            write_gradient(row, step, whole)
+            whole[d:] = row[d:]
             place, steps = round * self._steps + step, self._rounds * self._steps
             optimizer.param_groups[0]["lr"] = self._inner.rate(place, steps)
             point.grad = gradient
             with torch.no_grad():
                 optimizer.step()
-        found = (start - point.detach()).cpu()
+        found = torch.cat([start[:d] - point.detach(), whole[d:]]).cpu()
         check_finite(found)
         state = {
             key: value.detach().cpu() if isinstance(value, Tensor) else value

@@ -10,6 +10,7 @@ from varangian.aggregators.streaming.stream import streams
 from varangian.config.checks.availability import check_attendance, check_delays, check_mimic_attendance
 from varangian.config.checks.rounds import (
     check_answers,
+    check_buffers,
     check_guarantee,
     check_machine,
     check_mimic_momentum,
@@ -228,6 +229,7 @@ CHECKS = (
     Check(frozenset({"workers", "f", "server", "aggregator"}), _check_window_rule),
     Check(frozenset({"server", "participation"}), check_window),
     Check(frozenset({"server"}), check_rows_folder),
+    Check(frozenset({"workers", "f", "server", "participation", "buffers"}), check_buffers),
     Check(frozenset({"byzantine", "worker", "participation"}), check_mimic_momentum),
     Check(
         frozenset({"seed", "workers", "f", "rounds", "server", "availability", "participation"}),

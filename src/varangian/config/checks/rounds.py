@@ -12,6 +12,7 @@ from varangian.aggregators.base import spent, tolerance
 from varangian.aggregators.spec import parts_of
 from varangian.config.settings import RunConfig
 from varangian.files import user_path
+from varangian.protos.encoding import FLOAT32
 from varangian.registry import FIXES, NOTHING, Fix, Problem, fixes
 from varangian.worker.attacks import inner_attack, is_joint, on_vectors, remembers, sight_of
 
@@ -61,6 +62,27 @@ def check_guarantee(config: RunConfig) -> Iterator[Problem]:
             f"{_cost_of_missing(config, rows)}{_cost_of_weights(config, rows)}It would hold with {FIXES}."
         )
         yield Problem("aggregator", rule, NOTHING, hint, _fixes_of_promise(config))
+
+
+def check_buffers(config: RunConfig) -> Iterator[Problem]:
+    """Buffers that travel, where vectors are not whole or not exact, or attackers could be the majority."""
+    if config.buffers != "robust":
+        return
+    path = config.participation.setting()
+    offers = (*fixes(buffers="local"), *fixes(buffers="refuse"))
+    rows = config.participation.row_counts(config.workers, config.f, config.quorum)
+    reason = ""
+    if config.participation.pushes_deltas:
+        reason = f"workers push differences of vectors with {path}, and buffers are no sums of them"
+    elif config.server.memory == "window":
+        reason = "with server.memory=window a server has never all numbers of a vector"
+    elif config.server.rows != FLOAT32:
+        reason = f"with server.rows={config.server.rows} a server keeps no exact integers"
+    elif (least := min(rows, default=0)) <= 2 * config.f and config.f:
+        reason = f"a round may have {least} vectors, of which f = {config.f} are not a minority"
+        offers = (*fixes(buffers="local"), *fixes(f=max(0, (least - 1) // 2)))
+    if reason:
+        yield Problem("buffers", f"should not be robust here: {reason}", "robust", f"Set {FIXES}.", offers)
 
 
 def check_window(config: RunConfig) -> Iterator[Problem]:

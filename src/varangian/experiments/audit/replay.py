@@ -123,7 +123,8 @@ def _difference(config: RunConfig, round: int, kept: KeptRound, record: Mapping[
     if own := isinstance(config.optimizer, OwnOptimizer):  # which no file can build
         config = config.model_copy(update={"optimizer": Sgd()})
         compared.remove("lr")
-    learner = build_learner(config, state["parameters"], blocks=kept.blocks, shapes=kept.shapes)
+    before, count = state["parameters"], kept.buffer_count
+    learner = build_learner(config, before, blocks=kept.blocks, shapes=kept.shapes, buffers=count)
     learner.restore({**state, "optimizer": learner.state()["optimizer"]} if own else state)
     measured = kept.measured
     threads = torch.get_num_threads()
@@ -136,6 +137,7 @@ def _difference(config: RunConfig, round: int, kept: KeptRound, record: Mapping[
             mix=kept.mix,
             measure=None if measured is None else lambda _: measured,
             fresh=kept.fresh,
+            buffers=kept.buffers,
         )
     except AggregationError as error:
         return "" if str(error) in str(record.get("skipped")) else "results"

@@ -87,13 +87,17 @@ def record(
     vectors, sentence = vector_source(config, compute)
     if sentence:
         note(sentence)
-    trained = learner(config, compute.initial(), blocks=compute.layout.sizes)
+    layout = compute.layout
+    sizes, shapes = layout.trained.sizes, layout.trained.shapes
+    trained = learner(config, compute.initial(), blocks=sizes, shapes=shapes, buffers=layout.buffers)
     starts = moments(config.rounds)
     windows, held, reference = list[Window](), list[tuple[int, Tensor]](), None
     honest = config.worker_names[: config.workers - f]
     for round in range(starts[-1] + LENGTH if config.rounds >= LENGTH else config.rounds):
         rows = vectors.vectors(config.worker_names, round, trained.parameters)
-        sent = {name: row.cpu() for name, row in rows.items() if isinstance(row, Tensor)}
+        sent, buffers = trained.split(
+            {name: row.cpu() for name, row in rows.items() if isinstance(row, Tensor)}
+        )
         here = [sent[name] for name in honest if name in sent]
         if round in starts:
             held, reference = [], None if trained.reference is None else trained.reference.clone()
@@ -101,10 +105,10 @@ def record(
             held.append((round, torch.stack(here)))
             if round + 1 in {start + LENGTH for start in starts} or round + 1 == config.rounds:
                 label = f"{name}, rounds {held[0][0]} to {round}"
-                blocks = compute.layout.sizes
+                blocks = layout.trained.sizes
                 windows.append(window(label, held, reference, config.aggregator, config.seed, blocks))
         try:
-            trained.step(round, sent, {})
+            trained.step(round, sent, {}, buffers=buffers)
         except AggregationError as error:
             note(f"{name}: round {round} has no update: {error}")
     if not windows:

@@ -69,6 +69,7 @@ class KeptRows:
             "measured": measured,
             "fresh": None if inputs.fresh is None else sorted(inputs.fresh),
             "aggregated": inputs.aggregation is not None,
+            "buffers": inputs.buffers,
             "blocks": [math.prod(shape) for shape in self._shapes],
             "shapes": self._shapes,
             "learner": learner,
@@ -100,6 +101,13 @@ class KeptRound:
     """None in a file from before they were kept."""
     learner: Mapping[str, Any]
     """The state of the learner before it."""
+    buffers: Mapping[str, Tensor] | None = None
+    """(b,) of each worker; None where no buffers travel."""
+
+    @property
+    def buffer_count(self) -> int:
+        """How many numbers of the parameters, the last ones, are buffers."""
+        return 0 if not self.buffers else next(iter(self.buffers.values())).numel()
 
     @classmethod
     def read(cls, path: Path, round: int) -> KeptRound:
@@ -125,6 +133,7 @@ class KeptRound:
                 blocks=tuple(kept["blocks"]),
                 shapes=None if "shapes" not in kept else tuple(map(tuple, kept["shapes"])),
                 learner=kept["learner"],
+                buffers=kept.get("buffers"),
             )
         except (KeyError, TypeError, ValueError) as error:
             raise StateFileError(path, f"its content is not as it should be ({error!r})") from error

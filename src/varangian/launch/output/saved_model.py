@@ -19,6 +19,7 @@ from varangian.config import load as load_config
 from varangian.files import user_path
 from varangian.launch.model_side import ModelSide
 from varangian.launch.result import RunError
+from varangian.protos.layout import BUFFER
 
 PARAMETERS = "parameters.safetensors"
 AVERAGE = "ema.safetensors"
@@ -32,7 +33,7 @@ def pack_state(model_side: ModelSide, parameters: Tensor) -> bytes:
     The metadata say how to build the model again, and which entries, in their order, make the flat vector
     that the digest is of.
     """
-    trained = [name for name, _ in model_side.layout.entries]
+    trained = [name.removeprefix(BUFFER) for name, _ in model_side.layout.entries]
     flat = parameters.detach().to("cpu", torch.float32).contiguous()
     known = {
         "digest": hashlib.blake2b(flat.numpy().data, digest_size=16).hexdigest(),
@@ -47,8 +48,9 @@ def pack_state(model_side: ModelSide, parameters: Tensor) -> bytes:
             return save(_separate(tensors), known)
         except (KeyError, RuntimeError, TypeError, ValueError, SafetensorError):
             # A type that the format lacks, in a buffer perhaps: what was learned is saved all the same.
-            known["left_out"] = json.dumps(sorted(state.keys() - {*trained}))
-            return save(_separate({name: tensors[name] for name in trained}), known)
+            there = [name for name in trained if name in tensors]
+            known["left_out"] = json.dumps(sorted(state.keys() - {*there}))
+            return save(_separate({name: tensors[name] for name in there}), known)
 
 
 def load(run: str | os.PathLike[str], *, ema: bool = False, state: bool = False) -> Any:

@@ -59,7 +59,7 @@ def check_run(place: Place) -> Iterator[Finding]:
     try:
         crew = WorkerCompute(task(config))
         notes = describe_misfits(config, crew.rehearse(crew.initial()))
-        try_aggregator(config, crew.layout.sizes)
+        try_aggregator(config, crew.layout.trained.sizes)
     except ConfigError as error:
         for problem in error.problems:
             yield fail("data", str(problem), "`varangian check` tries it again.")
