@@ -365,7 +365,7 @@ class ServerRun:
             if plan is not None:
                 plan.check_room()
             if mapped is not None:  # of which it has those of the workers before
-                before_it = mapped_plan(before, d)
+                before_it = mapped_plan(before, layout.numel)
                 more_rows = mapped.count - (0 if before_it is None else before_it.count)
                 replace(mapped, count=max(0, more_rows)).check_room()
         except OSError as error:
