@@ -223,6 +223,62 @@ def test_a_static_graph(view, tmp_path):
         check([answer[place] for answer in answers], aggregator_from(spec, "aggregator", f=f), 3e-6)
 
 
+def decides_by_bucket(rank, spec):
+    """Steps with a decision for each bucket, and the rule on the gathered gradients of each."""
+    import torch.distributed as dist
+
+    from varangian.torch import robust_hook
+
+    torch.manual_seed(7)
+    plain, model = Net(), Net()
+    model.load_state_dict(plain.state_dict())
+    wrapped = DistributedDataParallel(model, bucket_cap_mb=0.005)
+    records, buckets, apart = [], [], []
+    reduction = Reduction(spec, 1, seed=3, per_bucket=True, on_step=records.append)
+
+    def hook(state, bucket):
+        buckets.append([*map(id, bucket.parameters())])
+        return robust_hook(state, bucket)
+
+    hook.__annotations__ = robust_hook.__annotations__
+    wrapped.register_comm_hook(reduction, hook)
+    pairs = {
+        id(ours): (ours, theirs)
+        for ours, theirs in zip(model.parameters(), plain.parameters(), strict=True)
+    }
+    last = {}
+    for step in range(3):
+        buckets.clear()
+        for each in (plain, wrapped):
+            each.zero_grad()
+            own_gradient(each, rank, step, {1: -1000.0}, True, torch.float32).backward()
+        for keys in buckets:
+            mine = flat([pairs[key][1].grad for key in keys])
+            rows = [torch.empty_like(mine) for _ in range(dist.get_world_size())]
+            dist.all_gather(rows, mine)
+            before = torch.cat([last[key] for key in keys]) if keys[0] in last else None
+            whole = reduction.aggregator(torch.stack(rows), before, reduction.generator(step)).vector
+            found = flat([pairs[key][0].grad for key in keys])
+            apart.append(float((found - whole).abs().max() / whole.abs().max()))
+            last |= dict(zip(keys, whole.split([pairs[key][0].numel() for key in keys]), strict=True))
+    return apart, len(buckets), [(record.dropped, record.weights, sorted(record.far)) for record in records]
+
+
+@pytest.mark.slow
+@pytest.mark.exhaustive
+@pytest.mark.parametrize("spec", ["nnm+trimmed_mean", "arc+caf", "centered_clipping"])
+def test_a_decision_for_each_bucket_is_that_of_its_gathered_gradients(spec, tmp_path):
+    answers = on_ranks(3, decides_by_bucket, tmp_path, spec)
+    for apart, buckets, records in answers:
+        assert buckets >= 2
+        assert max(apart) < 3e-6
+        assert str(records) == str(answers[0][2])
+        assert all(far == [1] for _, _, far in records)
+        assert all(weights is None or sum(weights) == pytest.approx(1) for _, weights, _ in records) or (
+            spec == "centered_clipping"
+        )
+
+
 def fails_and_goes_on(rank, folder):
     """A step with more faults than declared, caught; sound steps; a state, and the same steps again."""
     torch.manual_seed(7)

@@ -31,6 +31,7 @@ def robust(
     seed: int = 0,
     on_step: Callable[[Step], None] | None = None,
     log: str | Path | None = None,
+    per_bucket: bool = False,
     suspect_after: int = 10,
     on_suspect: Callable[[SuspectRank], None] | None = None,
     on_error: Literal["raise", "nan"] = "raise",
@@ -45,6 +46,7 @@ def robust(
         seed: of mixings that draw at random.
         on_step: called with the record of each step.
         log: a file for the records, which rank 0 writes.
+        per_bucket: decide about each bucket by itself, which overlaps with the backward pass.
         suspect_after: steps in a row without influence after which a rank is a suspect.
         on_suspect: called with a suspect; by default there is a warning.
         on_error: "raise", or "nan" for gradients that are NaN, where a step has no update.
@@ -65,6 +67,7 @@ def robust(
         seed=seed,
         on_step=on_step,
         log=log,
+        per_bucket=per_bucket,
         suspect_after=suspect_after,
         on_suspect=on_suspect,
         on_error=on_error,

@@ -62,11 +62,29 @@ class _Piece:
     """(n s,): the rows of this shard while they are measured, then the update."""
     arriving: dist.Work
     future: torch.futures.Future[Tensor]
-    measured: bool = False
+    measured: Measured | None = None
+    """What this rank knows of it, once its rows are here."""
+    checksums: Tensor | None = None
+    """Of these columns, (n,) int64."""
 
     def rows(self, n: int) -> Rows:
         """The columns of this shard, of all ranks."""
         return Rows(self.memory[: n * self.mine].view(n, self.mine).unbind())
+
+
+@dataclass(eq=False)
+class _Settled:
+    """What was decided for some buckets together, while their update is on its way."""
+
+    pieces: list[_Piece]
+    total: Measured
+    checksums: Tensor
+    """Of these columns of each gradient, (n,)."""
+    decision: Decision | None = None
+    error: Exception | None = None
+    squares: Tensor | None = None
+    """Squared distances of the rows from the update, (n,), where the decision has none."""
+    exchanged: list[dist.Work | None] = field(default_factory=list["dist.Work | None"])
 
 
 @dataclass(eq=False)
@@ -97,6 +115,8 @@ class Reduction:
         seed: of the mixings that draw at random; the same on all ranks.
         on_step: called with the record of each step, on every rank, once gradients are written.
         log: a file to which rank 0 appends each record as a line of JSON.
+        per_bucket: decide about each bucket by itself, while later ones are on their way. That is another
+            rule, which may believe other ranks in each bucket; and which parameters share one is up to DDP.
         suspect_after: steps in a row without influence after which a rank is a suspect.
         on_suspect: called with a suspect on every rank; by default rank 0 and the suspect warn.
         on_error: what happens where a step has no update, because too many gradients are not finite. In
@@ -119,6 +139,7 @@ class Reduction:
         seed: int = 0,
         on_step: Callable[[Step], None] | None = None,
         log: str | Path | None = None,
+        per_bucket: bool = False,
         suspect_after: int = 10,
         on_suspect: Callable[[SuspectRank], None] | None = None,
         on_error: Literal["raise", "nan"] = "raise",
@@ -133,21 +154,20 @@ class Reduction:
         self._process_group = process_group
         self._seed = seed
         self._on_step, self._log = on_step, log
+        self._per_bucket = per_bucket
         self._suspect_after, self._on_suspect = suspect_after, on_suspect
         self._on_error = on_error
         self._group: _Group | None = None
         self._pieces: list[_Piece] = []
-        self._sum: Measured | None = None
+        self._settled: list[_Settled] = []
         self._memory: dict[tuple[int, ...], Tensor] = {}
         self._reference: dict[int, Tensor] = {}
         """The last update by parameters, flat as in their bucket; empty where no part asks for it."""
         self._restored: dict[str, Tensor] = {}
         self._seen: tuple[list[int], list[list[int]]] = ([], [])
         """What `Suspicion.restore` takes."""
-        self._checksums: Tensor | None = None
-        """Of the gradients of this step as far as they are here, (n,) int64."""
         self._before: Tensor | None = None
-        """Of all gradients of the step before."""
+        """The checksums of the step before."""
         self._step = 0
         self._last: Step | None = None
         parts = (*self._aggregator.mix, self._aggregator.rule)
@@ -264,6 +284,7 @@ class Reduction:
             "f": str(f),
             "seed": str(self._seed),
             "on_error": self._on_error,
+            "per_bucket": str(self._per_bucket),
             "weights": str(self._weights),
             "parameters": " ".join(f"{name}:{tuple(p.shape)}:{p.dtype}" for name, p in parameters),
         }
@@ -294,8 +315,7 @@ class Reduction:
     def take(self, bucket: Bucket) -> torch.futures.Future[Tensor]:
         """The next bucket of the step; its update is there when the last one was taken."""
         if bucket.index() == 0:
-            # Those of a backward pass that failed on its way.
-            self._pieces, self._sum, self._checksums = [], None, None
+            self._pieces, self._settled = [], []  # those of a backward pass that failed on its way
         buffer, parameters = bucket.buffer(), bucket.parameters()
         if self._group is None:
             self.attach([(str(i), p) for i, p in enumerate(parameters)], buffer.device, named=False)
@@ -303,19 +323,19 @@ class Reduction:
         if buffer.layout is not torch.strided or buffer.dtype not in FLOATS:
             raise ValueError(f"gradients: should be dense floats. Found {buffer.dtype}, {buffer.layout}.")
         self._pieces.append(self._sent(group, buffer.flatten(), parameters))
-        # In the order of buckets, so that sums do not depend on the time; and without waiting.
-        for piece in self._pieces:
-            if not piece.measured:
-                if not (bucket.is_last() or piece.arriving.is_completed()):
+        if self._per_bucket:
+            # While this bucket is on its way. Every rank is as far with its buckets as the others.
+            for piece in self._pieces[len(self._settled) : -1]:
+                self._settled.append(self._settle(group, [piece]))
+        else:
+            # In the order of buckets, so that sums do not depend on the time; and without waiting.
+            for piece in self._pieces:
+                if piece.measured is None and not piece.arriving.is_completed():
                     break
                 self._measure(group, piece)
+        future = self._pieces[-1].future
         if bucket.is_last():
             self._finish(group)
-        return self._pieces[-1].future if not bucket.is_last() else self._last_future(self._pieces)
-
-    def _last_future(self, pieces: list[_Piece]) -> torch.futures.Future[Tensor]:
-        future = pieces[-1].future
-        self._pieces, self._sum = [], None
         return future
 
     def _sent(self, group: _Group, buffer: Tensor, parameters: list[Tensor]) -> _Piece:
@@ -335,15 +355,15 @@ class Reduction:
         future: torch.futures.Future[Tensor] = torch.futures.Future(devices=devices)
         return _Piece(key, parameters, d, s, mine, memory, work, future)
 
-    def _measure(self, group: _Group, piece: _Piece) -> None:
-        piece.arriving.wait()
-        piece.measured = True
-        if piece.mine:
-            rows = piece.rows(group.n)
-            found = measure(self._aggregator, rows, self._shard_of_reference(group, piece))
-            self._sum = found if self._sum is None else self._sum + found
-            checksums = checksums_of(rows)
-            self._checksums = checksums if self._checksums is None else self._checksums + checksums
+    def _measure(self, group: _Group, piece: _Piece) -> Measured:
+        if piece.measured is None:
+            piece.arriving.wait()
+            piece.measured = Measured.nothing(group.n)
+            if piece.mine:
+                rows = piece.rows(group.n)
+                piece.measured = measure(self._aggregator, rows, self._shard_of_reference(group, piece))
+                piece.checksums = checksums_of(rows)
+        return piece.measured
 
     def _shard_of_reference(self, group: _Group, piece: _Piece) -> Tensor | None:
         """The columns of the last update that this rank owns; None where there is none."""
@@ -366,68 +386,77 @@ class Reduction:
         return whole[start : start + piece.mine].to(working)
 
     def _finish(self, group: _Group) -> None:
-        """One decision for all buckets, and their updates."""
+        """The decision for all buckets, or for each, once all of them are there; and their updates."""
         pieces = self._pieces
         self._memory = {piece.key: piece.memory for piece in pieces}
-        total, repeated = self._added_up(group, pieces[0].memory.device)
-        error: Exception | None = None
-        decision: Decision | None = None
-        precision = max(
-            precision_of(Rows((piece.memory,))) for piece in pieces
-        )  # of the narrowest type of a bucket
-        try:
-            decision = decide(
-                self._aggregator,
-                total,
-                self.generator(self._step),
-                precision=precision,
-                weights=self._weights,
-            )
-        except AggregationError as reason:
-            error = reason
-        distances: Tensor | None = None
-        if decision is not None:
-            error, distances = self._update(group, pieces, decision)
+        left = pieces[len(self._settled) :]
+        for together in [[piece] for piece in left] if self._per_bucket else [left]:
+            self._settled.append(self._settle(group, together))
+        for settled in self._settled:
+            self._exchanged(group, settled)
+        error = next((each.error for each in self._settled if each.error is not None), None)
         if error is not None:
             for piece in pieces:
                 piece.memory.fill_(torch.nan)
         elif self._refers:
             self._remember(pieces)
         self._restored = {}
-        step = _record(self._step, total, decision, error, distances, repeated)
+        step = _record(self._step, self._settled, error, self._repeated(group.n))
         self._step += 1
         self._last = step
+        self._pieces, self._settled = [], []
         for piece in pieces:
             piece.future.set_result(piece.memory[: piece.d])
         after_gradients(lambda: self._tell(group, step, error))
 
-    def _added_up(self, group: _Group, device: torch.device) -> tuple[Measured, tuple[int, ...]]:
-        """The sum of what all ranks measured, the same bits on each; and who repeats its last gradient."""
-        n, mine = group.n, self._sum or Measured.nothing(group.n)
-        checksums = torch.zeros(n, dtype=torch.int64) if self._checksums is None else self._checksums
-        checksums = (checksums.cpu() % CHECKSUM).double()  # exact, and so are their sums
-        numbers = torch.cat([mine.products.flatten(), mine.invalid, checksums]).to(device)
+    def _settle(self, group: _Group, pieces: list[_Piece]) -> _Settled:
+        """Decide about these buckets together, and begin to exchange their update."""
+        mine = sum((self._measure(group, piece) for piece in pieces), Measured.nothing(group.n))
+        settled = self._added_up(group, pieces, mine)
+        precision = max(
+            precision_of(Rows((piece.memory,))) for piece in pieces
+        )  # of the narrowest type of a bucket
+        try:
+            settled.decision = decide(
+                self._aggregator,
+                settled.total,
+                self.generator(self._step),
+                precision=precision,
+                weights=self._weights,
+            )
+        except AggregationError as reason:
+            settled.error = reason
+        else:
+            self._update(group, settled, settled.decision)
+        return settled
+
+    def _added_up(self, group: _Group, pieces: list[_Piece], mine: Measured) -> _Settled:
+        """The sum of what all ranks measured: the same bits on each."""
+        n = group.n
+        checksums = torch.zeros(n, dtype=torch.int64)
+        for piece in pieces:
+            if piece.checksums is not None:
+                checksums += piece.checksums.cpu()
+        checksums = (checksums % CHECKSUM).double()  # exact, and so are their sums
+        numbers = torch.cat([mine.products.flatten(), mine.invalid, checksums])
+        numbers = numbers.to(pieces[0].memory.device)
         dist.all_reduce(numbers, group=group.whole)
         numbers = numbers.cpu()
-        before, self._before, self._checksums = self._before, numbers[-n:] % CHECKSUM, None
-        same = [] if before is None else (self._before == before).nonzero().flatten().tolist()
-        found = Measured(numbers[: -2 * n].view(n + 2, n + 2), numbers[-2 * n : -n])
-        return found, tuple(same) if 2 * len(same) < n else ()
+        total = Measured(numbers[: -2 * n].view(n + 2, n + 2), numbers[-2 * n : -n])
+        return _Settled(pieces, total, numbers[-n:] % CHECKSUM)
 
-    def _update(
-        self, group: _Group, pieces: list[_Piece], decision: Decision
-    ) -> tuple[Exception | None, Tensor | None]:
-        """Apply the decision to the shards and exchange them.
+    def _repeated(self, n: int) -> tuple[int, ...]:
+        """Ranks with the same gradient as in the step before, where most have another."""
+        before, self._before = self._before, torch.stack([each.checksums for each in self._settled])
+        if before is None or before.shape != self._before.shape:
+            return ()
+        same = (self._before == before).all(0).nonzero().flatten().tolist()
+        return tuple(same) if 2 * len(same) < n else ()
 
-        Returns:
-            Why there is no update, if there is none; and squared distances of the rows from it, (n,), where
-            the decision has none.
-        """
-        error: Exception | None = None
-        exchanged: list[dist.Work | None] = []
-        device = pieces[0].memory.device
+    def _update(self, group: _Group, settled: _Settled, decision: Decision) -> None:
+        """Apply the decision to the shards here, and begin to exchange them."""
         squares = None if decision.distances is not None else torch.zeros(group.n, dtype=torch.float64)
-        for piece in pieces:
+        for piece in settled.pieces:
             shard = torch.zeros(piece.s, dtype=piece.memory.dtype, device=piece.memory.device)
             if piece.mine:
                 try:
@@ -436,26 +465,31 @@ class Reduction:
                     if squares is not None:
                         squares += squared_distances(rows, shard[: piece.mine])
                 except AggregationError as reason:
-                    error = error or reason
+                    settled.error = settled.error or reason
                     shard.fill_(torch.nan)  # which the other ranks see
-            exchanged.append(_all_gather(piece.memory, shard, group=group.group, async_op=True))
+            settled.exchanged.append(_all_gather(piece.memory, shard, group=group.group, async_op=True))
         if squares is not None:
-            squares = squares.to(device)
-            exchanged.append(dist.all_reduce(squares, group=group.whole, async_op=True))
-        for work in exchanged:
+            settled.squares = squares.to(settled.pieces[0].memory.device)
+            settled.exchanged.append(dist.all_reduce(settled.squares, group=group.whole, async_op=True))
+
+    def _exchanged(self, group: _Group, settled: _Settled) -> None:
+        """Wait for the update of all ranks, and look at it where a rule might not have made it finite."""
+        for work in settled.exchanged:
             assert work is not None
             work.wait()
-        if not decision.certain:
-            sound = error is None and all(
-                bool(piece.memory[: piece.d].isfinite().all()) for piece in pieces
-            )
-            if group.whole is not group.group:  # whose ranks see other columns
-                bad = torch.tensor([float(not sound)], device=device)
-                dist.all_reduce(bad, group=group.whole)
-                sound = not bool(bad)
-            if not sound and error is None:
-                error = AggregationError("The update has numbers that are not finite.")
-        return error, None if squares is None else squares.cpu()
+        if settled.squares is not None:
+            settled.squares = settled.squares.cpu()
+        if settled.decision is None or settled.decision.certain:
+            return
+        sound = settled.error is None and all(
+            bool(piece.memory[: piece.d].isfinite().all()) for piece in settled.pieces
+        )
+        if group.whole is not group.group:  # whose ranks see other columns
+            bad = torch.tensor([float(not sound)], device=settled.pieces[0].memory.device)
+            dist.all_reduce(bad, group=group.whole)
+            sound = not bool(bad)
+        if not sound and settled.error is None:
+            settled.error = AggregationError("The update has numbers that are not finite.")
 
     def _remember(self, pieces: list[_Piece]) -> None:
         """Keep the update: the next steps measure from it."""
@@ -527,28 +561,37 @@ _INTEGERS = {2: torch.int16, 4: torch.int32, 8: torch.int64}
 
 
 def _record(
-    number: int,
-    total: Measured,
-    decision: Decision | None,
-    error: Exception | None,
-    squares: Tensor | None,
-    repeated: tuple[int, ...],
+    number: int, settled: Sequence[_Settled], error: Exception | None, repeated: tuple[int, ...]
 ) -> Step:
-    dropped = tuple(total.invalid.nonzero().flatten().tolist())
-    if decision is None or error is not None:
+    """The record of a step; of several decisions weights are means over columns, and squares are added."""
+    invalid = torch.stack([each.total.invalid for each in settled]).sum(0)
+    dropped = tuple(invalid.nonzero().flatten().tolist())
+    decided = [(each, each.decision) for each in settled if each.decision is not None]
+    if len(decided) < len(settled) or error is not None:
         ranks = f" Not finite: {', '.join(map(str, dropped))}." if dropped else ""
         return Step(number, dropped, None, error=f"{error}{ranks}", repeated=repeated)
-    weights, distances, spread = decision.weights, decision.distances, decision.spread
-    if distances is None and squares is not None:
-        squares[[*dropped]] = torch.nan
-        distances, spread = squares.sqrt(), float(squares[[*decision.kept]].mean())
+    columns = [sum(piece.d for piece in each.pieces) for each, _ in decided]
+    shares = [count / sum(columns) for count in columns]
+    weights = [decision.weights for _, decision in decided]
+    distances, spreads = torch.zeros(len(invalid), dtype=torch.float64), 0.0
+    known = True
+    for each, decision in decided:
+        squares = each.squares if decision.distances is None else decision.distances.square()
+        if squares is None:
+            known = False
+            break
+        distances += squares
+        spread = float(squares[[*decision.kept]].mean()) if decision.spread is None else decision.spread
+        spreads += spread
+    distances[[*dropped]] = torch.nan
+    means = [w * share for w, share in zip(weights, shares, strict=True) if w is not None]
     return Step(
         number,
         dropped,
-        None if weights is None else tuple(weights.tolist()),
-        decision.reference_weight,
-        spread,
-        None if distances is None else tuple(distances.tolist()),
+        tuple(torch.stack(means).sum(0).tolist()) if len(means) == len(weights) else None,
+        sum(d.reference_weight * share for (_, d), share in zip(decided, shares, strict=True)),
+        spreads if known else None,
+        tuple(distances.sqrt().tolist()) if known else None,
         repeated,
     )
 
