@@ -15,7 +15,6 @@ from functools import cached_property
 from typing import Any
 
 import numpy as np
-import torch
 from torch import Tensor
 
 from varangian.aggregators.numeric.algebra import Array
@@ -172,57 +171,6 @@ def filled(weights: Array, upto: float | Array) -> Array:
     taken = np.where(taken < CRUMB, 0.0, np.where(weights - taken < CRUMB, weights, taken))
     found: Array = taken
     return found
-
-
-@dataclass(frozen=True)
-class WeightedWindow:
-    """The weighted mean of each column without the weight `cut` at either end."""
-
-    p: tuple[float, ...]
-    cut: float
-
-    def requires(self, n: int, f: int) -> None:
-        """No condition: the rule that made it has been asked."""
-
-    def columnwise(self, block: Tensor) -> Tensor:
-        """(m, b) -> (b,)."""
-        values, weights, total = _sorted(block, self.p)
-        kept = total.clamp(max=1 - self.cut) - (total - weights).clamp(min=self.cut)
-        kept = torch.where(kept < CRUMB, 0.0, kept)
-        shares = (kept / kept.sum(dim=0)).to(block.dtype)
-        largest = torch.finfo(block.dtype).max
-        return (shares * values).sum(dim=0).clamp(-largest, largest)
-
-
-@dataclass(frozen=True)
-class WeightedMedian:
-    """The weighted median of each column."""
-
-    p: tuple[float, ...]
-    midpoint: bool
-    """Where half of the weight lies on either side: halfway between, or else the lower."""
-
-    def requires(self, n: int, f: int) -> None:
-        """No condition: the rule that made it has been asked."""
-
-    def columnwise(self, block: Tensor) -> Tensor:
-        """(m, b) -> (b,)."""
-        values, _, total = _sorted(block, self.p)
-        low = _at(values, total >= HALF)
-        return low if not self.midpoint else low / 2 + _at(values, total > 1 - HALF) / 2
-
-
-def _sorted(block: Tensor, p: Sequence[float]) -> tuple[Tensor, Tensor, Tensor]:
-    """Each column in ascending order, the weights of its values, and their running sums: (m, b) each."""
-    values, order = block.sort(dim=0, stable=True)
-    weights = torch.tensor(p, dtype=torch.float64, device=block.device)[order]
-    return values, weights, weights.cumsum(dim=0)
-
-
-def _at(values: Tensor, there: Tensor) -> Tensor:
-    """The first value of each column where it is there: (m, b) -> (b,)."""
-    there[-1] = True  # the whole weight, whatever rounding made of it
-    return values.gather(0, there.int().argmax(dim=0, keepdim=True))[0]
 
 
 def _first(there: np.ndarray[Any, np.dtype[np.bool_]]) -> int:

@@ -9,7 +9,8 @@ from torch import Tensor
 
 from varangian.aggregators.base import RULES, honest_majority, light_minority
 from varangian.aggregators.numeric.order import Window
-from varangian.aggregators.numeric.shares import Shares, WeightedMedian
+from varangian.aggregators.numeric.shares import Shares
+from varangian.aggregators.numeric.weighted_order import WeightedMedian
 
 
 @RULES.register("median")

@@ -8,7 +8,8 @@ from torch import Tensor
 
 from varangian.aggregators.base import RULES, check_f, honest_majority, light_minority, told_enough
 from varangian.aggregators.numeric.order import Window
-from varangian.aggregators.numeric.shares import Shares, WeightedWindow
+from varangian.aggregators.numeric.shares import Shares
+from varangian.aggregators.numeric.weighted_order import WeightedWindow
 
 
 @RULES.register("trimmed_mean")

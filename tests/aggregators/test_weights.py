@@ -167,6 +167,32 @@ def test_median_of_two_halves(convention: str, wanted: float) -> None:
     assert rule(rows, weights=[1.1, 2, 1]).vector.tolist() == [2.0]
 
 
+@pytest.mark.parametrize("spec", ["trimmed_mean", "median", {"median": {"convention": "lower"}}])
+@pytest.mark.parametrize("n", [2, 3, 15, 60])
+def test_columns_of_any_type_and_number(spec: object, n: int) -> None:
+    """Few float32 values go through a network of comparisons, others through a sort."""
+    aggregator = aggregator_from(spec, "aggregator", f=n // 5)
+    rows, weights = torch.randn(n, 203), 0.5 + torch.rand(n)
+    rows[0, :20], rows[1, :20], rows[n // 2, 10:60] = 0.0, -0.0, 1e38
+    exact = aggregator(rows.double(), weights=weights).vector
+    found = aggregator(rows, weights=weights).vector
+    assert torch.allclose(found.double(), exact, rtol=1e-6, atol=1e-7)
+    half = aggregator(rows.clamp(-9, 9).half(), weights=weights).vector
+    assert torch.allclose(
+        half.double(), aggregator(rows.clamp(-9, 9).double(), weights=weights).vector, atol=1e-2
+    )
+
+
+def test_what_is_cut_leaves_nothing_behind() -> None:
+    """Not even a share of 1e-17 of a value: it may be 1e38."""
+    weights = [0.1, 0.2, 0.3, 0.1, 0.1, 0.1, 0.1]
+    aggregator = aggregator_from("trimmed_mean", "aggregator", f=1)
+    for dtype in (torch.float32, torch.float64):
+        rows = torch.ones(7, 3, dtype=dtype)
+        rows[2] = torch.finfo(dtype).max / 1e3 if dtype == torch.float32 else 1e140
+        assert torch.allclose(aggregator(rows, weights=weights).vector, torch.ones(3, dtype=dtype))
+
+
 def krum_of_the_paper(rows: Tensor, p: list[float], budget: float) -> list[float]:
     """Scores: the nearest others up to the weight 1 - B - 2 p of the row, squared distances p times."""
     scores = []
