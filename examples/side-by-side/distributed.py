@@ -14,7 +14,7 @@ digits = load_digits()
 images, labels = torch.tensor(digits.data / 16, dtype=torch.float32), torch.tensor(digits.target)
 loader = DataLoader(TensorDataset(images, labels), batch_size=32, shuffle=True)
 model = nn.Sequential(nn.Flatten(), nn.Linear(64, 64), nn.ReLU(), nn.Linear(64, 10))
-worker = varangian.connect("127.0.0.1:50051", model)
+worker = varangian.connect(os.environ.get("SERVER", "127.0.0.1:50051"), model)
 
 for _ in range(20):
     for inputs, targets in loader:
