@@ -1,9 +1,12 @@
 """A run on a real Slurm cluster that is stopped when its time is up: the digest is that of any other."""
 
 import json
+import socket
+import ssl
 import subprocess
 import sys
 import time
+import urllib.request
 
 import pytest
 from tests.extent import patience
@@ -33,7 +36,9 @@ def test_a_job_that_is_stopped_goes_on_and_ends_with_the_same_digest(slurm, tmp_
     program.chmod(0o755)
     monkeypatch.setenv("PATH", str(program.parent), prepend=":")
     folder = tmp_path / "deployment"
-    assert main(["deploy", "slurm", *SETTINGS, "-o", str(folder)]) == 0
+    with socket.create_server(("127.0.0.1", 0)) as free:
+        port = free.getsockname()[1]
+    assert main(["deploy", "slurm", *SETTINGS, f"server.metrics_port={port}", "-o", str(folder)]) == 0
     monkeypatch.chdir(folder)
     job = said("sbatch", "--parsable", "job.sh")
     until, stopped = time.monotonic() + patience(200), False
@@ -43,6 +48,7 @@ def test_a_job_that_is_stopped_goes_on_and_ends_with_the_same_digest(slurm, tmp_
         assert time.monotonic() < until, state
         assert state in ("PENDING", "RUNNING", "COMPLETING", "REQUEUED"), logs(folder)
         if not stopped and [*folder.glob("runs/*/checkpoints/*")]:
+            assert b"varangian_round " in metrics(folder, port)
             said("scancel", "--batch", "--signal=USR1", job)
             stopped = True
         time.sleep(0.3)
@@ -53,6 +59,18 @@ def test_a_job_that_is_stopped_goes_on_and_ends_with_the_same_digest(slurm, tmp_
     assert (found["outcome"], found["rounds"]) == ("finished", 300), logs(folder)
     here = run(load(None, [*SETTINGS, "backend=simulate"], {}), folder=tmp_path / "here")
     assert found["digest"] == here.digest
+
+
+def metrics(folder, port):
+    """What the server shows to whoever has the token that the job has made."""
+    context = ssl.create_default_context(cafile=folder / "certs/monitor/ca.pem")
+    context.check_hostname = False  # it is that of the node
+    token = (folder / "certs/monitor/metrics-token").read_text().strip()
+    request = urllib.request.Request(
+        f"https://127.0.0.1:{port}/metrics", headers={"Authorization": f"Bearer {token}"}
+    )
+    with urllib.request.urlopen(request, context=context, timeout=patience(60)) as reply:
+        return reply.read()
 
 
 def logs(folder):

@@ -26,6 +26,7 @@ SETTINGS = [
     *("workers=4", "f=1", "byzantine={count: 1, attack: sign_flip}", "aggregator=median", "rounds=250"),
     *("model.mlp.hidden=200", "server.quorum=4", "server.wait_factor=null", "server.deadline=300"),
     *("server.checkpoint.every=7", "worker.batch_size=8", "evaluate.every=1000"),
+    "server.metrics_port=9464",  # whose token the server has to be able to read
 ]
 
 
