@@ -89,6 +89,7 @@ class Client:
         name: the worker's name.
         proof: the token that the server made for this name; or, over TLS, the bundle of this name.
         layout: the parameters of the worker's model.
+        with_buffers: the same with buffers behind them, for a server that takes them.
         common: the text of what this machine should have in common with the server.
         backoff: how patiently calls are tried again. A server that is gone is waited for, by default
             without a limit: only what no repetition can change is an error.
@@ -104,6 +105,7 @@ class Client:
         proof: Proof,
         layout: Layout,
         *,
+        with_buffers: Layout | None = None,
         common: str = "",
         backoff: Backoff = DEFAULT_BACKOFF,
         idle: float = 60.0,
@@ -112,6 +114,7 @@ class Client:
     ) -> None:
         self.name = name
         self._server = server
+        self._plain, self._with_buffers = layout, with_buffers
         self._layout = layout
         self._common = common
         self._backoff = backoff
@@ -146,6 +149,11 @@ class Client:
     def run(self) -> str:
         """The run that it has joined last."""
         return self._contract.run_id
+
+    @property
+    def buffers(self) -> int:
+        """How many numbers at the end of a vector the server takes for buffers."""
+        return self._sends.exact
 
     @property
     def terms(self) -> Terms:
@@ -333,10 +341,11 @@ class Client:
     def _failed(self, what: str) -> str:
         return f"Worker {self.name} could not {what} at {self._server}"
 
-    async def _join(self) -> int:
+    async def _join(self, layout: Layout | None = None) -> int:
+        layout = layout or self._plain
         request = ps_pb2.JoinRequest(
             protocol=PROTOCOL,
-            layout=self._layout.text,
+            layout=layout.text,
             software=f"varangian {__version__}",
             common=self._common,
         )
@@ -346,7 +355,11 @@ class Client:
         reply = decode_message(ps_pb2.JoinReply, data, MANIFEST_LIMIT)
         check_protocol(reply.protocol)
         check_round(reply.round)
-        numel = self._layout.numel
+        if reply.buffers and not layout.buffers and self._with_buffers is not None:
+            return await self._join(self._with_buffers)  # which the server compares with its own
+        if layout.numel != self._layout.numel:
+            self._incoming = Incoming(layout.numel)
+        self._layout, numel = layout, layout.numel
         self._sends = Encoding(numel, check_dtype(reply.dtype), check_exact(reply.buffers, numel))
         self._inline = reply.inline
         self._pace.set_limit(reply.chunk_bytes)

@@ -127,6 +127,7 @@ class Opening:
             self._name,
             self._proof,
             self._model.layout,
+            with_buffers=self._model.with_buffers,
             common=OWN_LOOP.text,
             patience=patience,
         )

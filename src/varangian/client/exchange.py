@@ -26,7 +26,7 @@ from varangian.client.session import Given, Session
 from varangian.protos.contract import Terms
 from varangian.protos.layout import Layout
 from varangian.structured_logs import event
-from varangian.worker.training.flat import DivergedError, check_finite
+from varangian.worker.training.flat import DivergedError, ModelError, check_finite
 from varangian.worker.transport.client import ClientError
 from varangian.worker.transport.results import Finished
 
@@ -39,6 +39,7 @@ T = TypeVar("T")
 END = 5.0
 """Seconds that a connection has to close."""
 OVERFLOW = "The gradients overflowed at the scale of the loss; GradScaler lowers it with its next update."
+BUFFERS = "The buffers of the model have NaN or infinity, or numbers too large to be sent."
 NOT_FINITE = (
     "The gradients have NaN or infinity, or numbers too large to be sent: the model has diverged, or the "
     "data has bad samples."
@@ -104,7 +105,7 @@ class Exchange:
     def parameters(self) -> Tensor:
         if self._given is None:
             raise ClientError("`parameters` are those of the last pull. Found none: call pull() first.")
-        return self._given.parameters
+        return self._given.parameters[: self.model.layout.numel]
 
     def begin_pull(self) -> Future[Given | Finished]:
         self._check_open()
@@ -132,7 +133,7 @@ class Exchange:
                     extra=event("starts_again", worker=self.name),
                 )
             self.memory.rewind(got.run, got.terms, got.round)
-        self.model.load(got.parameters)
+        self.model.take(got.parameters)
         if zero_grad:
             self.model.clear_gradients()
         self._answered, self._began = False, time.monotonic()
@@ -180,6 +181,12 @@ class Exchange:
             return self.begin_decline(OVERFLOW if scaler is not None else NOT_FINITE)
         if given.start == (self.run, self.terms.epoch) and self.memory.beta > 0 and not plain:
             flat = self.memory.vector(given.round, flat)
+        try:
+            flat = self.model.completed(flat)
+        except DivergedError:
+            return self.begin_decline(BUFFERS)
+        except ModelError as error:
+            raise ClientError(str(error)) from None
         self._answered, self._seconds = True, time.monotonic() - self._began
         late = self._late(given)
         future = self._submit(_push(self._session, given, flat, late))

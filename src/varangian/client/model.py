@@ -6,12 +6,15 @@ tied one once. They may have any real floating-point type and lie on any device:
 
 from __future__ import annotations
 
+from contextlib import suppress
+
 import torch
 from torch import Tensor, nn
 from torch.nn.parallel import DataParallel, DistributedDataParallel
 
 from varangian.protos.layout import Layout, LayoutError
-from varangian.worker.training.flat import ModelError, check_memory_apart, trainable
+from varangian.worker.training.buffers.vector import ModelBuffers
+from varangian.worker.training.flat import ModelError, check_finite, check_memory_apart, trainable
 from varangian.worker.transport.client import ClientError
 
 TYPES = (torch.float32, torch.bfloat16, torch.float16, torch.float64)
@@ -50,6 +53,16 @@ class ModelVector:
             self.layout = Layout(tuple((plain_name(name), tuple(p.shape)) for name, p in found))
         except (ModelError, LayoutError) as error:
             raise ClientError(str(error)) from None
+        self._buffers: ModelBuffers | None = None
+        self.with_buffers: Layout | None = None
+        """The layout with the buffers behind the parameters; None for a model without, or with some that
+        cannot travel."""
+        self.carries = False
+        """Whether the server takes buffers with each vector."""
+        with suppress(ModelError, LayoutError):
+            self._buffers = ModelBuffers(module, plain_name)
+            if self._buffers.numel:
+                self.with_buffers = Layout((*self.layout.entries, *self._buffers.entries))
         self._names = [plain_name(name) for name, _ in found]
         self.parameters = [parameter for _, parameter in found]
         self._places: list[tuple[int, int]] = []
@@ -63,6 +76,33 @@ class ModelVector:
         """The device of all parameters, or the CPU where there are several."""
         devices = {parameter.device for parameter in self.parameters}
         return devices.pop() if len(devices) == 1 else torch.device("cpu")
+
+    def take(self, pulled: Tensor) -> None:
+        """Copy what the server has sent, (d,) or (d + b,) float32, into the parameters and buffers."""
+        d = self.layout.numel
+        self.carries = pulled.numel() > d
+        self.load(pulled[:d])
+        if self.carries:
+            self.own_buffers.write(pulled[d:])
+
+    @property
+    def own_buffers(self) -> ModelBuffers:
+        """The buffers of a model that has some."""
+        assert self._buffers is not None
+        return self._buffers
+
+    def completed(self, flat: Tensor) -> Tensor:
+        """A vector (d,) on the CPU with the buffers behind it, where the server takes them.
+
+        Raises:
+            ModelError: the buffers are others than before.
+            DivergedError: a number in them is not finite.
+        """
+        if not self.carries:
+            return flat
+        buffers = self.own_buffers.read().cpu()
+        check_finite(buffers)
+        return torch.cat([flat, buffers])
 
     @torch.no_grad()
     def load(self, flat: Tensor) -> None:

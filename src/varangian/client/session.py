@@ -60,7 +60,15 @@ class Session:
 
     @classmethod
     async def open(
-        cls, server: str, name: str, proof: Proof, layout: Layout, *, common: str, patience: float | None
+        cls,
+        server: str,
+        name: str,
+        proof: Proof,
+        layout: Layout,
+        *,
+        with_buffers: Layout | None = None,
+        common: str,
+        patience: float | None,
     ) -> Session:
         """Connect and join.
 
@@ -69,9 +77,16 @@ class Session:
         """
         install_log_filter()
         backoff = Backoff(patience=inf if patience is None else patience)
-        client = Client(server, name, proof, layout, common=common, backoff=backoff)
+        client = Client(
+            server, name, proof, layout, with_buffers=with_buffers, common=common, backoff=backoff
+        )
         try:
             await client.join()
+            if client.buffers and with_buffers is None:
+                raise ClientError(
+                    f"The server takes {client.buffers} numbers of buffers with each vector. Found none in "
+                    "`model` that can be sent."
+                )
         except BaseException:
             await client.close()
             raise

@@ -15,12 +15,14 @@ from typing import Any, TypeAlias
 
 import torch
 from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _NormBase  # pyright: ignore[reportPrivateUsage]
 
 from varangian.client.model import ModelVector, unwrapped
 from varangian.plugins import InputError, guard
 from varangian.protos.layout import Layout
 from varangian.protos.shared_settings import SharedSettings
 from varangian.resources import peak_memory, resident_memory
+from varangian.worker.training.buffers.vector import BufferMode, ModelBuffers
 from varangian.worker.training.metrics import MetricError, check_name
 from varangian.worker.transport.client import ClientError
 
@@ -59,15 +61,38 @@ class OwnModule:
         self._names: tuple[str, ...] | None = None
         self._bytes = 0
         self._lock = threading.RLock()
+        self._travel = False
         self._told = set[str]()
         self.deltas = False
         """Whether workers push what is new in a vector since the last that counted."""
         self.tell: Callable[[str], None] = lambda sentence: None
         """Takes a sentence about an evaluation that failed, once each; called from any thread."""
 
+    def choose_buffers(self, mode: BufferMode) -> None:
+        """Say what becomes of the buffers of the module.
+
+        Raises:
+            InputError: they are refused, and it has some that training changes; or cannot travel.
+        """
+        tracking = [
+            name
+            for name, part in self._inner.named_modules()
+            if isinstance(part, _NormBase) and part.track_running_stats
+        ]
+        if mode == "refuse" and tracking:
+            raise InputError(
+                f"`model` should have no buffers that training changes. Found those of {tracking[0]!r}: "
+                "choose buffers='robust' or 'local'."
+            )
+        self._travel = mode == "robust" and self._vector.with_buffers is not None
+        if mode == "robust" and not self._travel and [*self._inner.buffers()]:
+            ModelBuffers(self._inner)  # says why
+        self._vector.carries = self._travel
+
     @property
     def layout(self) -> Layout:
-        return self._vector.layout
+        found = self._vector.with_buffers if self._travel else None
+        return self._vector.layout if found is None else found
 
     @property
     def name(self) -> str:
@@ -105,7 +130,7 @@ class OwnModule:
     def initial(self) -> Tensor:
         with self._lock, torch.no_grad():
             parts = [p.detach().reshape(-1).to("cpu", torch.float32) for p in self._vector.parameters]
-            return torch.cat(parts)
+            return self._vector.completed(torch.cat(parts))
 
     def rehearse(self, parameters: Tensor) -> dict[str, str]:
         """Evaluate once: from then on the names of the scores are known.
@@ -141,7 +166,7 @@ class OwnModule:
     @contextmanager
     def model_state(self, parameters: Tensor) -> Generator[dict[str, Any]]:
         with self._lock:
-            self._vector.load(parameters)
+            self._vector.take(parameters)
             state = self._inner.state_dict()
             yield {
                 name: value.cpu() if isinstance(value, Tensor) else value for name, value in state.items()
@@ -150,7 +175,7 @@ class OwnModule:
     def load(self, parameters: Tensor) -> None:
         """Put parameters (d,) into the module."""
         with self._lock:
-            self._vector.load(parameters)
+            self._vector.take(parameters)
 
     def _scores(self, parameters: Tensor) -> dict[str, float]:
         """What the function of the user returns, as numbers by name.
@@ -161,7 +186,7 @@ class OwnModule:
         if self._evaluate is None:
             return {}
         with self._lock, _as_it_was(self._module), torch.no_grad():
-            self._vector.load(parameters)
+            self._vector.take(parameters)
             self._module.eval()
             with guard("`evaluate`", "It is called with the model, in evaluation mode."):
                 found = dict(_numbers(self._evaluate(self._module)))

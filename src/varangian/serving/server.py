@@ -38,6 +38,7 @@ from varangian.serving.own_module import Evaluate, OwnModule
 from varangian.serving.running import Running
 from varangian.serving.settings import bind_settings, settings_from
 from varangian.serving.work import Work
+from varangian.worker.training.buffers.vector import BufferMode
 
 Where = str | os.PathLike[str]
 
@@ -75,6 +76,9 @@ class Server:
             fail later, the scores of the round are NaN and the run goes on.
         on_round: called with the record of each round (`RoundRecord`), in a thread of its own. Should it
             fail, the run goes on, and says so.
+        buffers: what becomes of buffers, as the statistics of BatchNorm: "local", the default, leaves the
+            workers theirs and this module its own; "robust" has workers send them along, and takes the
+            median of each number; "refuse" raises an error for a module with BatchNorm.
         config: more settings, as for `varangian.run`: a file, a mapping or what `varangian.config.load`
             returns.
         secret: what tokens of workers are made with, where there are no certificates: 16 bytes or more. By
@@ -100,6 +104,7 @@ class Server:
         schedule: str | Mapping[str, Any] | SchedulerFactory | None = None,
         evaluate: Evaluate | None = None,
         on_round: Callable[[RoundRecord], object] | None = None,
+        buffers: BufferMode | None = None,
         config: Config = None,
         secret: str | bytes | None = None,
         **settings: Any,
@@ -121,6 +126,7 @@ class Server:
         named = {"workers": workers, "f": f, "rounds": rounds, "aggregator": aggregator}
         named |= {} if callable(optimizer) else {"optimizer": optimizer}
         named |= {} if callable(schedule) else {"optimizer.schedule": schedule}
+        named |= {"buffers": buffers}
         given = {name: value for name, value in named.items() if value is not None}
         self._base, self._given = config, {**given, **settings}
         self._on_round = on_round
@@ -245,6 +251,10 @@ class Server:
 
     def _configured(self, more: Mapping[str, Any], base: Config) -> RunConfig:
         config = settings_from(base, {**self._given, **more}, self._model.name)
+        try:
+            self._model.choose_buffers(config.buffers)
+        except InputError as error:
+            raise RunError(str(error)) from error
         if self._optimizer is None and self._scheduler is None:
             return config
         named, made = config.optimizer, self._made
@@ -253,7 +263,7 @@ class Server:
             try:
                 made = self._made = OwnOptimizer.of(
                     self._optimizer or named,
-                    self._model.layout.shapes,
+                    self._model.layout.trained.shapes,
                     scheduler=self._scheduler,
                     schedule=named.schedule if by_name else None,
                     warmup=named.warmup if by_name else 0,

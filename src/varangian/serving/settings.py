@@ -36,6 +36,7 @@ def settings_from(config: Config, given: Mapping[str, Any], name: str) -> RunCon
         raise ConfigError([Problem(one.replace("__", "."), rule, hint=hint) for one in wrong])
     base = {key: value for key, value in base_settings(config).items() if key not in AT_WORKERS}
     settings = apply_overrides(base, [*assignments(given)], groups())
+    settings = {"buffers": "local", **settings}
     settings |= {"model": {"own": {"name": name}}, "data": "own", "metrics": []}
     return loads(settings, whole=False)
 

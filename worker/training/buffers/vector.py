@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Literal, TypeAlias
 
 import torch
@@ -22,13 +23,14 @@ class ModelBuffers:
 
     Args:
         module: of the model.
+        rename: from the name of a buffer to that in the layout.
 
     Raises:
         ModelError: a buffer cannot be sent as numbers.
     """
 
-    def __init__(self, module: nn.Module) -> None:
-        self._module = module
+    def __init__(self, module: nn.Module, rename: Callable[[str], str] = str) -> None:
+        self._module, self._rename = module, rename
         self._shapes = {name: buffer.shape for name, buffer in _buffers(module).items()}
         for name, buffer in _buffers(module).items():
             if buffer.is_complex() or buffer.layout is not torch.strided or buffer.is_quantized:
@@ -40,7 +42,9 @@ class ModelBuffers:
     @property
     def entries(self) -> tuple[tuple[str, tuple[int, ...]], ...]:
         """Names and shapes, as a layout has them."""
-        return tuple((f"{BUFFER}{name}", tuple(shape)) for name, shape in self._shapes.items())
+        return tuple(
+            (f"{BUFFER}{self._rename(name)}", tuple(shape)) for name, shape in self._shapes.items()
+        )
 
     @property
     def numel(self) -> int:
