@@ -1,8 +1,8 @@
 """Numbers in int8 blocks: 256 numbers share a scale, and each is one byte.
 
 A block is its scale, float32, then an int8 for each number: a number is the product of the two, in float32.
-The scale is the largest magnitude of the block over 127. The last block of a vector may be shorter. So a
-vector takes 260 bytes where float32 takes 1024: 3.94 times fewer.
+The scale is the largest magnitude of the block over 127, rounded up. The last block of a vector may be
+shorter. So a vector takes 260 bytes where float32 takes 1024: 3.94 times fewer.
 
 Numbers are rounded stochastically: up with the probability that makes the result right on average. The
 draws are a function of a seed and of the place of a number, so the same vector has the same bytes again, on
@@ -20,7 +20,7 @@ BLOCK: Final = 256
 SCALE: Final = 4
 """Bytes of a scale, which come before those of its numbers."""
 BLOCK_BYTES: Final = SCALE + BLOCK
-STEP: Final = 64
+STEP: Final = 256
 """Blocks at once: few calls, and still in cache."""
 
 MAGNITUDE = np.uint32(0x7FFF_FFFF)
@@ -29,6 +29,8 @@ LEAST_NORMAL = np.uint32(0x0080_0000)
 LARGEST_SCALE = np.uint32(0x7BFF_FFFF)
 """The bits of the largest float32 over 128: no int8 makes a number of it that is not finite."""
 NAN = np.uint32(0x7FC0_0000)
+TINY = np.uint32(0x0D00_0000)
+"""The bits of 2^-101: for a smaller scale, a subnormal number may count."""
 
 LEVELS = 127
 FRACTION = 24
@@ -36,6 +38,7 @@ FRACTION = 24
 GOLDEN = np.uint64(0x9E37_79B9_7F4A_7C15)
 
 Floats = np.ndarray[Any, np.dtype[np.float32]]
+Words = np.ndarray[Any, np.dtype[np.uint32]]
 Bytes = np.ndarray[Any, np.dtype[np.uint8]]
 
 
@@ -96,26 +99,48 @@ def decode_blocks(source: bytes | bytearray | memoryview, out: Floats) -> bool:
 
 def _encode(numbers: Floats, first: int, seed: int, out: Bytes) -> None:
     """Whole blocks (b, 256) to bytes (b, 260)."""
-    magnitudes = numbers.view(np.uint32) & MAGNITUDE
-    normal = magnitudes >= LEAST_NORMAL
-    top = magnitudes.max(axis=1)
-    # In bits where the processor may be set to make zeros of subnormal numbers.
-    largest = np.minimum(top, INFINITE).view(np.float32)  # a NaN could be one that raises a warning
-    scale = (largest / np.float32(LEVELS)).view(np.uint32)
-    scale = np.minimum(np.maximum(scale, LEAST_NORMAL), LARGEST_SCALE)
-    scale[top < LEAST_NORMAL] = 0
-    scale[bad := top >= INFINITE] = NAN
-    divisor = np.where((scale == 0) | bad, np.float32(1), scale.view(np.float32))
-    normal &= ~bad[:, None]
-    steps = np.where(normal, numbers, np.float32(0))
-    steps /= divisor[:, None]
-    np.clip(steps, -LEVELS, LEVELS, out=steps)
-    steps *= np.float32(1 << FRACTION)
+    top = (numbers.view(np.uint32) & MAGNITUDE).max(axis=1)
+    scale, plain = _scales(top)
+    if plain:
+        # The scale times a power of two is exact: this is the quotient, times the power.
+        steps = numbers / (scale.view(np.float32) * np.float32(2.0**-FRACTION))[:, None]
+    else:
+        steps = _careful_steps(numbers, scale)
     fixed = steps.astype(np.int32)
     fixed += _draws(first, len(numbers), seed)
     fixed >>= FRACTION
     out[:, :SCALE] = scale.astype("<u4").view(np.uint8).reshape(-1, SCALE)
     out[:, SCALE:].view(np.int8)[:] = fixed
+
+
+def _scales(top: Words) -> tuple[Words, bool]:
+    """Bits of the scales of blocks, from those of their largest magnitudes; and whether all are plain.
+
+    A scale is rounded up, so that no number of the block is more than 127 of them. Plain ones are far from
+    the least and the largest that there are.
+    """
+    largest = np.minimum(top, INFINITE).view(np.float32)  # a NaN could be one that raises a warning
+    quotient = largest / np.float32(LEVELS)
+    scale = quotient.view(np.uint32)
+    scale = scale + (quotient.astype(np.float64) * LEVELS < largest)  # both are exact
+    if bool(((scale > TINY) & (scale < LARGEST_SCALE)).all()):
+        return scale.astype(np.uint32), True
+    # In bits, as the processor may be set to make zeros of subnormal numbers.
+    scale = np.minimum(np.maximum(scale, LEAST_NORMAL), LARGEST_SCALE).astype(np.uint32)
+    scale[top < LEAST_NORMAL] = 0
+    scale[top >= INFINITE] = NAN
+    return scale, False
+
+
+def _careful_steps(numbers: Floats, scale: Words) -> Floats:
+    """Numbers (b, 256) in units of 2^-24 of any scales, with zeros where a scale is none."""
+    none = (scale == 0) | (scale == NAN)
+    normal = (numbers.view(np.uint32) & MAGNITUDE) >= LEAST_NORMAL
+    steps = np.where(normal & ~none[:, None], numbers, np.float32(0))
+    steps /= np.where(none, np.float32(1), scale.view(np.float32))[:, None]
+    np.clip(steps, -LEVELS, LEVELS, out=steps)
+    steps *= np.float32(1 << FRACTION)
+    return steps
 
 
 def _decode(blocks: Bytes, out: Floats) -> bool:
@@ -152,7 +177,6 @@ def _draws(first: int, count: int, seed: int) -> np.ndarray[Any, np.dtype[np.int
     mixed *= np.uint32(0x85EB_CA6B)
     mixed ^= mixed >> np.uint32(13)
     mixed *= np.uint32(0xC2B2_AE35)
-    mixed ^= mixed >> np.uint32(16)
     mixed >>= np.uint32(32 - FRACTION)
     return mixed.view(np.int32)
 
