@@ -104,8 +104,8 @@ def test_wrong_bytes_are_noticed(pair, monkeypatch):
     moved = pair("tcp:Tcp")
     moved.round()
     way = processes.load_way("tcp:Tcp")
-    expected = ["of something else" if i else entry for i, entry in enumerate(way.expected(SMALL))]
-    monkeypatch.setattr(type(way), "expected", lambda self, job: expected)
+    expected = ["of something else" if i else entry for i, entry in enumerate(way.expected(SMALL, 1))]
+    monkeypatch.setattr(type(way), "expected", lambda self, job, rounds: expected)
     assert moved.check() == "what arrived from worker 1 is not what it sent"
 
 

@@ -78,8 +78,8 @@ class Way(Protocol):
 
     def serve(self, job: Job) -> Server: ...
     def connect(self, address: str, job: Job) -> Workers: ...
-    def expected(self, job: Job) -> list[str]:
-        """The expected value of `digests`."""
+    def expected(self, job: Job, rounds: int) -> list[str]:
+        """The expected value of `digests` after so many rounds."""
         ...
 
 
@@ -118,5 +118,5 @@ class Pushing:
     def connect(self, address: str, job: Job) -> Workers:
         return self.workers(address, job)
 
-    def expected(self, job: Job) -> list[str]:
+    def expected(self, job: Job, rounds: int) -> list[str]:
         return digests(job.vectors())

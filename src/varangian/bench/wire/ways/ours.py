@@ -39,7 +39,6 @@ class Server:
         self._service = Service(job.workers, self._learner, dtype=dtype, tls=tls, data_channel=data_channel)
         self.address = self._service.address
         self._round, self._direction = 0, direction
-        self._job, self._dtype = job, dtype
         if direction == "push":
             # Every later round begins with a learner that waits for leave to go on.
             self._service.push_by_hand(memoryview(bytes(job.size)))
@@ -51,23 +50,14 @@ class Server:
             self._service.until(self._round)
 
     def digests(self) -> list[str] | None:
-        """Digests of the vectors that the learner was given, as they were before they were rounded."""
+        """Digests of the rows that the learner was given."""
         if self._direction == "pull":
             return None
         found = [self._learner.rows[name] for name in self._service.names]
-        sent = zip(self._service.names, map(torch.from_numpy, self._job.vectors()), found, strict=True)
-        arrived = [
-            vector if torch.equal(row, self._rounded(name, vector)) else row.clone()
-            for name, vector, row in sent
-        ]
+        result = digests([row.numpy() for row in found])
         for row in found:
             row.zero_()
-        return digests([vector.numpy() for vector in arrived])
-
-    def _rounded(self, name: str, vector: torch.Tensor) -> torch.Tensor:
-        """The vector as it should arrive in the last round."""
-        encoding = Encoding(len(vector), self._dtype)
-        return encoding.decode(encoding.encode(vector, rounding_seed(name, self._round)))
+        return result
 
     def close(self) -> None:
         self._learner.go.release(2)
@@ -178,10 +168,15 @@ class Push:
         torch.set_num_threads(1)
         return Workers(address, job, self.direction, self.data_channel)
 
-    def expected(self, job: Job) -> list[str]:
+    def expected(self, job: Job, rounds: int) -> list[str]:
         if self.direction == "pull":
             return digests([np.zeros(job.numel, np.float32)] * job.workers)
-        return digests(job.vectors())
+        if self.dtype == FLOAT32:
+            return digests(job.vectors())
+        encoding, named = Encoding(job.numel, self.dtype), default_names(job.workers)
+        sent = zip(named, map(torch.from_numpy, job.vectors()), strict=True)
+        payloads = (encoding.encode(vector, rounding_seed(name, rounds)) for name, vector in sent)
+        return digests([encoding.decode(payload).numpy() for payload in payloads])
 
 
 class PushTls(Push):

@@ -113,6 +113,7 @@ class Pair:
         self._target = target
         self.server = Side("server", target, job)
         self.workers: Side | None = None
+        self._rounds = 0
 
     def connect(self) -> None:
         """Wait for the server and start the workers.
@@ -140,6 +141,7 @@ class Pair:
 
     def round(self) -> Round:
         """One round, measured."""
+        self._rounds += 1
         self.server.ask("ready")
         before = self.server.usage(), self._ours.usage()
         start, end = cast(tuple[float, float], self._ours.ask("round"))
@@ -156,7 +158,7 @@ class Pair:
 
     def check(self) -> str | None:
         """Compare digests after a round; returns what differs, None if nothing does."""
-        expected = load_way(self._target).expected(self.job)
+        expected = load_way(self._target).expected(self.job, self._rounds)
         found = self.server.ask("digests") or self._ours.ask("digests")
         wrong = [i for i, (a, b) in enumerate(zip(expected, found, strict=True)) if a != b]
         return f"what arrived from worker {wrong[0]} is not what it sent" if wrong else None

@@ -187,7 +187,7 @@ class Round:
         torch.set_num_threads(1)
         return Workers(address, job)
 
-    def expected(self, job: Job) -> list[str]:
+    def expected(self, job: Job, rounds: int) -> list[str]:
         return []
 
 

@@ -252,7 +252,7 @@ class Real:
         torch.set_num_threads(1)
         return RealWorkers(address, job)
 
-    def expected(self, job: Job) -> list[str]:
+    def expected(self, job: Job, rounds: int) -> list[str]:
         return []
 
 
@@ -273,7 +273,7 @@ class Bare:
     def connect(self, address: str, job: Job) -> BareWorkers:
         return BareWorkers(address, job)
 
-    def expected(self, job: Job) -> list[str]:
+    def expected(self, job: Job, rounds: int) -> list[str]:
         return []
 
 
