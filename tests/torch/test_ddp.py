@@ -279,6 +279,86 @@ def test_a_decision_for_each_bucket_is_that_of_its_gathered_gradients(spec, tmp_
         )
 
 
+def lies(rank, lie, spec):
+    """Steps with an audit in which rank 1 computes wrongly for others from the second step on."""
+    torch.manual_seed(7)
+    model = Net()
+    wrapped = DistributedDataParallel(model, find_unused_parameters=True, **SMALL)
+    records, suspects, errors = [], [], []
+    reduction = robust(wrapped, spec, 1, audit=0.5, on_step=records.append, on_suspect=suspects.append)
+    if rank == 1 and lie:
+        bend(lie, reduction)
+    for place in range(8):
+        model.zero_grad()
+        try:
+            own_gradient(wrapped, rank, place, {2: -1000.0}, False, torch.float32).backward()
+        except AggregationError as error:
+            errors.append(str(error))
+    return [(r.step, r.accused, r.error) for r in records], {s.rank for s in suspects}, errors
+
+
+def bend(lie, reduction):
+    """Have this rank lie, from the second step on, in what it does for others."""
+    import dataclasses
+
+    from varangian.torch import reduction as module
+
+    publish, update, sent = module.publish, reduction._update, reduction._sent
+
+    def bent_publish(pieces, blocks, group, measure):
+        def other(piece, rows, place):
+            found = measure(piece, rows, place)
+            return dataclasses.replace(found, products=found.products * 2)
+
+        return publish(pieces, blocks, group, other if reduction._step else measure)
+
+    def bent_update(group, settled, decision):
+        class Other:
+            distances, certain = decision.distances, decision.certain
+
+            def apply(self, rows, reference):
+                return decision.apply(rows, reference) * 2
+
+        update(group, settled, Other() if reduction._step else decision)
+
+    def bent_sent(group, buffer, parameters):
+        piece = sent(group, buffer, parameters)
+        if reduction._step:
+            piece.arriving.wait()
+            piece.own = piece.own * 2
+        return piece
+
+    if lie == "distances":
+        module.publish = bent_publish
+    elif lie == "update":
+        reduction._update = bent_update
+    elif lie == "gradient":
+        reduction._sent = bent_sent
+
+
+@pytest.mark.slow
+@pytest.mark.exhaustive
+@pytest.mark.parametrize("spec", ["trimmed_mean", "nnm+trimmed_mean", "centered_clipping"])
+@pytest.mark.parametrize("lie", ["", "distances", "update", "gradient"])
+def test_an_audit_names_a_rank_that_computes_wrongly(lie, spec, tmp_path):
+    words = {
+        "distances": "measured other distances",
+        "update": "computed another update",
+        "gradient": "sent another gradient",
+    }
+    for records, suspects, errors in on_ranks(4, lies, tmp_path, lie, spec):
+        assert len(records) == 8
+        if not lie or (lie, spec) == ("distances", "trimmed_mean"):  # which asks for no distances
+            assert all(error is None for _, _, error in records)
+            assert suspects <= {2}  # whose own gradient is far from the others
+            continue
+        assert records[0][2] is None
+        assert {accused for _, accused, _ in records[1:]} == {(1,)}
+        assert all(f"rank 1 {words[lie]}" in error for error in errors)
+        assert len(errors) == 7
+        assert 1 in suspects
+
+
 def fails_and_goes_on(rank, folder):
     """A step with more faults than declared, caught; sound steps; a state, and the same steps again."""
     torch.manual_seed(7)

@@ -32,6 +32,7 @@ def robust(
     on_step: Callable[[Step], None] | None = None,
     log: str | Path | None = None,
     per_bucket: bool = False,
+    audit: float = 0.0,
     suspect_after: int = 10,
     on_suspect: Callable[[SuspectRank], None] | None = None,
     on_error: Literal["raise", "nan"] = "raise",
@@ -47,6 +48,7 @@ def robust(
         on_step: called with the record of each step.
         log: a file for the records, which rank 0 writes.
         per_bucket: decide about each bucket by itself, which overlaps with the backward pass.
+        audit: the share of the columns of each rank that all ranks compute again, as of `Reduction`.
         suspect_after: steps in a row without influence after which a rank is a suspect.
         on_suspect: called with a suspect; by default there is a warning.
         on_error: "raise", or "nan" for gradients that are NaN, where a step has no update.
@@ -68,6 +70,7 @@ def robust(
         on_step=on_step,
         log=log,
         per_bucket=per_bucket,
+        audit=audit,
         suspect_after=suspect_after,
         on_suspect=on_suspect,
         on_error=on_error,

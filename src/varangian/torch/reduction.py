@@ -25,6 +25,7 @@ from varangian.aggregators.base import uses_reference
 from varangian.aggregators.gram import precision_of
 from varangian.aggregators.rows import FLOATS, Rows, RowsError
 from varangian.aggregators.streaming.sharded import Decision, Measured, decide, measure, refuses
+from varangian.torch.audit import CHECKSUM, Published, checksums_of, examine, publish
 from varangian.torch.peers import Peer, introduce
 from varangian.torch.steps import Step, SuspectRank, Suspicion, appender
 
@@ -32,10 +33,10 @@ _all_gather: Callable[..., dist.Work | None] = getattr(
     dist, "all_gather_single" if hasattr(dist, "all_gather_single") else "all_gather_into_tensor"
 )
 """Under its newer name, where torch has it."""
+MOST_BLOCKS = 1000
+"""Most blocks of the columns of a rank, each of which takes n^2 numbers on the wire."""
 VERSION = 2
 """Of the state."""
-CHECKSUM = 1 << 40
-"""Checksums are below: the sum of those of thousands of ranks is a whole number in float64."""
 
 
 class Bucket(Protocol):
@@ -58,6 +59,8 @@ class _Piece:
     s: int
     mine: int
     """Columns of the shard of this rank."""
+    own: Tensor
+    """(d,): the gradient of this rank."""
     memory: Tensor
     """(n s,): the rows of this shard while they are measured, then the update."""
     arriving: dist.Work
@@ -85,6 +88,10 @@ class _Settled:
     squares: Tensor | None = None
     """Squared distances of the rows from the update, (n,), where the decision has none."""
     exchanged: list[dist.Work | None] = field(default_factory=list["dist.Work | None"])
+    published: Published | None = None
+    """With an audit."""
+    accused: dict[int, str] = field(default_factory=dict[int, str])
+    """Ranks that an audit has found to compute wrongly, and what."""
 
 
 @dataclass(eq=False)
@@ -117,6 +124,9 @@ class Reduction:
         log: a file to which rank 0 appends each record as a line of JSON.
         per_bucket: decide about each bucket by itself, while later ones are on their way. That is another
             rule, which may believe other ranks in each bucket; and which parameters share one is up to DDP.
+        audit: the share of the columns of each rank, in each step, that all ranks compute again to see that
+            it computes for them what it should; 0 takes its word. A rank that does not is named in the
+            record, and the step has no update.
         suspect_after: steps in a row without influence after which a rank is a suspect.
         on_suspect: called with a suspect on every rank; by default rank 0 and the suspect warn.
         on_error: what happens where a step has no update, because too many gradients are not finite. In
@@ -140,6 +150,7 @@ class Reduction:
         on_step: Callable[[Step], None] | None = None,
         log: str | Path | None = None,
         per_bucket: bool = False,
+        audit: float = 0.0,
         suspect_after: int = 10,
         on_suspect: Callable[[SuspectRank], None] | None = None,
         on_error: Literal["raise", "nan"] = "raise",
@@ -154,7 +165,11 @@ class Reduction:
         self._process_group = process_group
         self._seed = seed
         self._on_step, self._log = on_step, log
+        if audit and not 1 / MOST_BLOCKS <= audit <= 1:
+            raise ValueError(f"audit: should be 0, or from {1 / MOST_BLOCKS:g} to 1. Found {audit}.")
         self._per_bucket = per_bucket
+        self._blocks = round(1 / audit) if audit else 0
+        """In which the columns of each rank are measured; 0 without an audit."""
         self._suspect_after, self._on_suspect = suspect_after, on_suspect
         self._on_error = on_error
         self._group: _Group | None = None
@@ -285,6 +300,7 @@ class Reduction:
             "seed": str(self._seed),
             "on_error": self._on_error,
             "per_bucket": str(self._per_bucket),
+            "audit": str(self._blocks),
             "weights": str(self._weights),
             "parameters": " ".join(f"{name}:{tuple(p.shape)}:{p.dtype}" for name, p in parameters),
         }
@@ -330,7 +346,7 @@ class Reduction:
         else:
             # In the order of buckets, so that sums do not depend on the time; and without waiting.
             for piece in self._pieces:
-                if piece.measured is None and not piece.arriving.is_completed():
+                if self._blocks or (piece.measured is None and not piece.arriving.is_completed()):
                     break
                 self._measure(group, piece)
         future = self._pieces[-1].future
@@ -353,7 +369,7 @@ class Reduction:
         assert work is not None
         devices: list[Any] = [] if buffer.device.type == "cpu" else [buffer.device]
         future: torch.futures.Future[Tensor] = torch.futures.Future(devices=devices)
-        return _Piece(key, parameters, d, s, mine, memory, work, future)
+        return _Piece(key, parameters, d, s, mine, buffer, memory, work, future)
 
     def _measure(self, group: _Group, piece: _Piece) -> Measured:
         if piece.measured is None:
@@ -378,12 +394,17 @@ class Reduction:
                     f"Found {'none' if kept is None else kept.numel()}."
                 )
             self._reference[id(parameter)] = kept.to(device=piece.memory.device).flatten()
-        if any(key not in self._reference for key in piece.key):
+        start = group.rank * piece.s
+        return self._columns_of_reference(piece, slice(start, start + piece.mine))
+
+    def _columns_of_reference(self, piece: _Piece, columns: slice) -> Tensor | None:
+        """Some columns of the last update; None where there is none."""
+        if not self._refers or any(key not in self._reference for key in piece.key):
             return None
-        start, flat = group.rank * piece.s, [self._reference[key] for key in piece.key]
+        flat = [self._reference[key] for key in piece.key]
         whole = torch.cat(flat) if len(flat) > 1 else flat[0]
         working = torch.float64 if piece.memory.dtype is torch.float64 else torch.float32
-        return whole[start : start + piece.mine].to(working)
+        return whole[columns].to(working)
 
     def _finish(self, group: _Group) -> None:
         """The decision for all buckets, or for each, once all of them are there; and their updates."""
@@ -394,6 +415,7 @@ class Reduction:
             self._settled.append(self._settle(group, together))
         for settled in self._settled:
             self._exchanged(group, settled)
+            self._examine(group, settled)
         error = next((each.error for each in self._settled if each.error is not None), None)
         if error is not None:
             for piece in pieces:
@@ -411,8 +433,11 @@ class Reduction:
 
     def _settle(self, group: _Group, pieces: list[_Piece]) -> _Settled:
         """Decide about these buckets together, and begin to exchange their update."""
-        mine = sum((self._measure(group, piece) for piece in pieces), Measured.nothing(group.n))
-        settled = self._added_up(group, pieces, mine)
+        if self._blocks:
+            settled = self._published(group, pieces)
+        else:
+            mine = sum((self._measure(group, piece) for piece in pieces), Measured.nothing(group.n))
+            settled = self._added_up(group, pieces, mine)
         precision = max(
             precision_of(Rows((piece.memory,))) for piece in pieces
         )  # of the narrowest type of a bucket
@@ -429,6 +454,34 @@ class Reduction:
         else:
             self._update(group, settled, settled.decision)
         return settled
+
+    def _published(self, group: _Group, pieces: list[_Piece]) -> _Settled:
+        """As `_added_up`, from what each rank says of each block of its columns."""
+        for piece in pieces:
+            piece.arriving.wait()
+
+        def measured(piece: _Piece, rows: Rows, columns: slice) -> Measured:
+            reference = self._shard_of_reference(group, piece)
+            return measure(self._aggregator, rows, None if reference is None else reference[columns])
+
+        found = publish(pieces, self._blocks, group.group, measured)
+        return _Settled(pieces, found.total, found.checksums, published=found)
+
+    def _examine(self, group: _Group, settled: _Settled) -> None:
+        """Compute some columns of each rank again."""
+        if settled.published is None or settled.decision is None:
+            return
+        settled.accused = examine(
+            settled.pieces,
+            settled.published,
+            settled.decision,
+            group.group,
+            lambda rows, reference: measure(self._aggregator, rows, reference),
+            self._columns_of_reference,
+        )
+        if settled.accused and settled.error is None:
+            said = "; ".join(f"rank {rank} {what}" for rank, what in sorted(settled.accused.items()))
+            settled.error = AggregationError(f"The audit found: {said}.")
 
     def _added_up(self, group: _Group, pieces: list[_Piece], mine: Measured) -> _Settled:
         """The sum of what all ranks measured: the same bits on each."""
@@ -541,23 +594,12 @@ def _text(aggregator: Aggregator) -> str:
         return ", ".join(type(part).__qualname__ for part in (*aggregator.mix, aggregator.rule))
 
 
-def checksums_of(rows: Rows) -> Tensor:
-    """Of the bits of each row, (n,) int64: the sum of its numbers as integers, the same in any order."""
-    return torch.stack(
-        [row.view(_INTEGERS[row.element_size()]).sum(dtype=torch.int64) for row in rows.vectors]
-    )
-
-
 def squared_distances(rows: Rows, update: Tensor) -> Tensor:
     """Of each row from the update in these columns: (n,) float64, NaN for a row that is not finite."""
     working = torch.float64 if update.dtype is torch.float64 else torch.float32
     near = update.to(working)
     found = [(row.to(working) - near).square_().sum(dtype=torch.float64) for row in rows.vectors]
     return torch.stack(found).cpu()
-
-
-_INTEGERS = {2: torch.int16, 4: torch.int32, 8: torch.int64}
-"""Types of whole numbers by their bytes."""
 
 
 def _record(
@@ -569,7 +611,8 @@ def _record(
     decided = [(each, each.decision) for each in settled if each.decision is not None]
     if len(decided) < len(settled) or error is not None:
         ranks = f" Not finite: {', '.join(map(str, dropped))}." if dropped else ""
-        return Step(number, dropped, None, error=f"{error}{ranks}", repeated=repeated)
+        accused = tuple(sorted({rank for each in settled for rank in each.accused}))
+        return Step(number, dropped, None, error=f"{error}{ranks}", repeated=repeated, accused=accused)
     columns = [sum(piece.d for piece in each.pieces) for each, _ in decided]
     shares = [count / sum(columns) for count in columns]
     weights = [decision.weights for _, decision in decided]

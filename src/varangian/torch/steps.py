@@ -43,6 +43,9 @@ class Step:
     error: str | None = None
     """Why there is no update; None where there is one."""
 
+    accused: tuple[int, ...] = ()
+    """Ranks of which an audit found that they compute wrongly for others; then there is no update."""
+
     @property
     def effective(self) -> float | None:
         """The effective number of gradients: (sum c)^2 / sum c^2 of the weights c."""
@@ -84,6 +87,7 @@ class Step:
             "distances": distances,
             "repeated": [*self.repeated] or None,
             "far": sorted(self.far) or None,
+            "accused": [*self.accused] or None,
             "error": self.error,
         }
         return json.dumps({key: value for key, value in values.items() if value is not None})
@@ -130,7 +134,7 @@ class Suspicion:
     def see(self, step: Step) -> list[tuple[int, int, str]]:
         """The ranks that have just become suspects, in how many steps, and why."""
         if step.error is not None:
-            return []
+            return [(rank, 1, "computed wrongly for others, as an audit found") for rank in step.accused]
         found: dict[int, tuple[int, str]] = {}
         for rank in range(len(self._left_out)):
             self._left_out[rank] = self._left_out[rank] + 1 if rank in step.left_out else 0
