@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import hashlib
 import time
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any, TypeAlias
 
@@ -149,9 +149,13 @@ class Learner:
 
         None where all weigh the same.
         """
+        return self._weights_in_order((*sorted(workers), *sorted(faults)))
+
+    def _weights_in_order(self, workers: Iterable[str]) -> list[float] | None:
         if self._weights is None:
             return None
-        return [self._weights[worker] for worker in (*sorted(workers), *sorted(faults))]
+        least = min(self._weights.values())  # of a worker that has left meanwhile
+        return [self._weights.get(worker, least) for worker in workers]
 
     def step(
         self,
@@ -296,7 +300,7 @@ class Learner:
             self._versions.discard(draft)
             raise
         if self.buffers:
-            weights = None if self._weights is None else [self._weights[name] for name in buffers]
+            weights = self._weights_in_order(buffers)
             draft[d:] = median_of([*buffers.values()], weights) if buffers else self.parameters[d:]
         self._versions.publish(draft)
 

@@ -74,7 +74,8 @@ def condition(config: RunConfig) -> Condition:
         weighing = None
         if weights is not None:
             there = participation.row_workers(workers, pushed, faulty)
-            weighing = [weights[worker] for worker in (*there, *faulty)]
+            least = min(weights.values())  # of a worker that has left meanwhile
+            weighing = [weights.get(worker, least) for worker in (*there, *faulty)]
         try:
             places = participation.row_places(workers, pushed, faulty)
             aggregator.among(places, len(faulty), weighing)
