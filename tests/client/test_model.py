@@ -131,6 +131,15 @@ def test_a_wrapped_module_has_the_layout_of_the_plain_one(how):
     check_wrapped(WRAPPED[how])
 
 
+@pytest.mark.exhaustive  # seconds to import; DataParallel above keeps the promise
+def test_a_module_of_distributed_data_parallel_is_that_in_it():
+    torch.distributed.init_process_group("gloo", store=torch.distributed.HashStore(), rank=0, world_size=1)
+    try:
+        check_wrapped(nn.parallel.DistributedDataParallel)
+    finally:
+        torch.distributed.destroy_process_group()
+
+
 @pytest.mark.exhaustive  # seconds to import its compiler; `Compiled` above keeps the promise
 @pytest.mark.parametrize("wrap", [compiled, inner(compiled)])
 def test_a_module_of_torch_compile_has_the_layout_of_the_plain_one(wrap):

@@ -13,9 +13,28 @@ import torch
 from tests.client.rig import model, serving
 from tests.extent import patience
 
+from varangian import ClientError
+
 ROOT = pathlib.Path(__file__).parents[2]
 
 
+def test_a_fork_is_told_what_it_cannot_do(monkeypatch):
+    module = model()
+    with serving(module) as rig, rig.connect(module) as worker:
+        worker.pull()
+        with monkeypatch.context() as patch:
+            patch.setattr(os, "getpid", lambda: -1)
+            for use in (worker.pull, lambda: worker.push(worker.parameters), lambda: worker.decline("no")):
+                with pytest.raises(ClientError, match="and cannot be used in a fork of it"):
+                    use()
+            with pytest.raises(ClientError, match="is a fork of process"):
+                rig.connect(module)
+            worker.close()  # that of the other process stays open
+        assert worker.push(worker.parameters)
+
+
+@pytest.mark.slow
+@pytest.mark.exhaustive  # the test above has its errors, and the programs of the documents its end
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="this system has no fork")
 def test_a_program_with_forks_ends_without_close():
     with serving(model(), rounds=9) as rig:

@@ -2,6 +2,7 @@
 
 import concurrent.futures
 import logging
+import threading
 
 import pytest
 import torch
@@ -12,7 +13,10 @@ from torch import nn
 import varangian
 from varangian import ClientError, Outcome
 from varangian.aggregators.rules.krum import Krum
+from varangian.client import session
 from varangian.protos.contract import Terms
+from varangian.server.identity.tls import Security
+from varangian.worker.transport.client import Client
 from varangian.worker.transport.results import Receipt
 
 X, Y = torch.arange(12.0).reshape(4, 3) / 12, torch.arange(8.0).reshape(4, 2) / 8
@@ -223,6 +227,85 @@ def test_pushes_overlap_with_what_comes_next():
     assert last.result(patience(5)).accepted
     assert torch.equal(rig.rows[0]["w00"], torch.ones(worker.layout.numel))
     assert torch.equal(rig.rows[1]["w00"], sent)
+
+
+def test_a_parameter_without_a_gradient_is_said_once_and_has_zeros(caplog):
+    module = nn.ModuleDict({"used": nn.Linear(3, 2), "spare": nn.Linear(3, 2)})
+    with serving(module) as rig, rig.connect(module) as worker:
+        while worker.pull():
+            loss_of(module["used"]).backward()
+            worker.push()
+    assert all(torch.count_nonzero(row["w00"][8:]) == 0 for row in rig.rows.values())
+    said = [one.getMessage() for one in caplog.records if "no gradient for" in one.getMessage()]
+    (sentence,) = said
+    assert sentence.startswith("w00: no gradient for spare.weight, spare.bias; zeros are sent")
+
+
+@pytest.mark.parametrize("secure", [False, True])
+def test_vectors_beside_the_calls(secure, bundles):
+    module = nn.Linear(300, 200)
+    security = Security(bundles / "ours" / "server") if secure else None
+    proof = {"certs": bundles / "ours" / "w00"} if secure else {}
+    with serving(module, security=security) as rig, rig.connect(module, **proof) as worker:
+        vector = torch.randn(worker.layout.numel)
+        worker.pull()
+        assert worker.push(vector)
+        assert worker.pull()
+        assert torch.equal(worker.parameters, -vector)
+        assert torch.equal(nn.utils.parameters_to_vector(module.parameters()), -vector)
+        assert worker.push_async(vector).result(patience(10))
+        worker.pull()
+    assert torch.equal(rig.rows[1]["w00"], vector)
+
+
+def test_a_worker_that_computes_for_long_calls_now_and_then(monkeypatch):
+    joined, enough, join = [], threading.Event(), Client.join
+
+    async def counted(self):
+        joined.append(self.name)
+        if len(joined) >= 4:
+            enough.set()
+        return await join(self)
+
+    monkeypatch.setattr(Client, "join", counted)
+    monkeypatch.setattr(session, "SIGN_OF_LIFE", 0.01)
+    module = model()
+    with serving(module) as rig, rig.connect(module) as worker:
+        worker.pull()
+        assert enough.wait(patience(10))
+        assert worker.push(torch.zeros(worker.layout.numel))
+        worker.pull()
+
+
+def test_what_a_sign_of_life_is_told_is_raised_by_the_next_call(monkeypatch):
+    refused = threading.Event()
+
+    async def refuse(self):
+        refused.set()
+        raise ClientError("This worker was expelled.")
+
+    module = model()
+    monkeypatch.setattr(session, "SIGN_OF_LIFE", 0.01)
+    with serving(module) as rig, rig.connect(module) as worker:
+        worker.pull()
+        monkeypatch.setattr(Client, "join", refuse)
+        assert refused.wait(patience(10))
+        for _ in range(2):
+            with pytest.raises(ClientError, match="This worker was expelled"):
+                worker.pull()
+
+
+def test_a_server_that_is_gone_is_an_error_after_some_patience():
+    module = model()
+    with serving(module) as rig:
+        worker = rig.connect(module, patience=0.05)
+        worker.pull()
+    for failed in ("decline round 0", "pull the parameters"):
+        with pytest.raises(ClientError, match=f"w00 could not {failed} at {rig.address} after"):
+            worker.pull()
+    worker.close()
+    with pytest.raises(ClientError, match=r"`patience` should be a number of seconds above 0. Found 0"):
+        rig.connect(module, patience=0)
 
 
 def test_names_of_the_package():

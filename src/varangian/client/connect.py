@@ -4,9 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import os
-from collections.abc import Coroutine
 from concurrent.futures import Future
-from typing import Any
 
 from torch import nn
 
@@ -65,7 +63,11 @@ def connect(
             model is another one than the server's, or an argument cannot be used.
     """
     opening = Opening(server, model, certs, name, token, momentum, state, insecure)
-    return Worker(opening.worker(wait(opening.begin(patience))))
+    try:
+        return Worker(opening.worker(wait(opening.begin(patience))))
+    except BaseException:
+        opening.undo()
+        raise
 
 
 def connect_async(
@@ -88,7 +90,11 @@ def connect_async(
 
     async def connecting() -> AsyncWorker:
         opening = Opening(server, model, certs, name, token, momentum, state, insecure)
-        return AsyncWorker(opening.worker(await asyncio.wrap_future(opening.begin(patience))))
+        try:
+            return AsyncWorker(opening.worker(await asyncio.wrap_future(opening.begin(patience))))
+        except BaseException:
+            opening.undo()
+            raise
 
     return Connecting(connecting)
 
@@ -119,10 +125,16 @@ class Opening:
         self._model = ModelVector(model)
         self._folders = state_folders(None if state is None else os.fspath(state))
         self._background = Background.shared()
+        self._opened: Session | None = None
 
     def begin(self, patience: float | None) -> Future[Session]:
         """Begin to connect and join."""
-        opening: Coroutine[Any, Any, Session] = Session.open(
+        if patience is not None and not patience > 0:
+            raise ClientError(f"`patience` should be a number of seconds above 0. Found {patience}.")
+        return self._background.submit(self._open(patience))
+
+    async def _open(self, patience: float | None) -> Session:
+        self._opened = await Session.open(
             self._server,
             self._name,
             self._proof,
@@ -131,7 +143,12 @@ class Opening:
             common=OWN_LOOP.text,
             patience=patience,
         )
-        return self._background.submit(opening)
+        return self._opened
+
+    def undo(self) -> None:
+        """Close what was opened for a program that was interrupted before it had it."""
+        if self._opened is not None:
+            self._background.submit(self._opened.close())
 
     def worker(self, session: Session) -> Exchange:
         """What both forms of a worker have in common."""

@@ -208,7 +208,7 @@ class Exchange:
 
     def begin_close(self) -> Future[None] | None:
         """Close the connection; None if it is closed, or is that of another process."""
-        if self._end.detach() is None or os.getpid() != self._process:
+        if os.getpid() != self._process or self._end.detach() is None:
             return None
         for future in self.drain():
             future.cancel()
