@@ -6,13 +6,13 @@ size that came over the wire is ever passed to an allocator.
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from math import inf
 
 from varangian.protos import ps_pb2
 from varangian.protos.encoding import FLOAT32, WIRE, Dtype, Encoding, check_digest
 from varangian.protos.errors import Refused
-from varangian.protos.layout import DIGEST_BYTES, Layout
+from varangian.protos.layout import DIGEST_BYTES, Layout, LayoutError, fragments_of
 from varangian.protos.messages import PROTOCOL, ROUND_LIMIT
 from varangian.protos.refusals import Refusal
 from varangian.protos.shared_settings import SharedSettings
@@ -37,6 +37,8 @@ class Terms:
     """Worker momentum of the settings; None: the server does not say."""
     deadline: float = 0.0
     """Seconds from the start of a round to its deadline at most; 0: not known."""
+    fragments: int = 1
+    """Into how many fragments the parameters are split; a push has those of its round."""
 
     @classmethod
     def of(cls, reply: ps_pb2.JoinReply) -> Terms:
@@ -59,6 +61,7 @@ class Terms:
             reply.parent,
             momentum,
             reply.deadline,
+            reply.fragments or 1,
         )
 
 
@@ -79,10 +82,25 @@ class Contract:
     exact: int = 0
     """How many numbers at the end of a vector are float32 whatever `dtype` says: its buffers."""
 
+    fragment: int | None = None
+    """The fragment of the parameters that is sent; None sends all."""
+
+    def of_push(self, round: int) -> Contract:
+        """The same for a push in a round, where the parameters are split into fragments."""
+        count = self.terms.fragments
+        return self if count == 1 else replace(self, fragment=round % count)
+
+    @property
+    def numel(self) -> int:
+        """How many numbers are sent."""
+        if self.fragment is None:
+            return self.layout.numel
+        return fragments_of(self.layout, self.terms.fragments).numels[self.fragment]
+
     @property
     def encoding(self) -> Encoding:
         """The places of the numbers in a payload."""
-        return Encoding(self.layout.numel, self.dtype, self.exact)
+        return Encoding(self.numel, self.dtype, self.exact)
 
     @property
     def size(self) -> int:
@@ -96,7 +114,7 @@ class Contract:
             round=round,
             layout_digest=self.layout.digest,
             dtype=WIRE[self.dtype],
-            numel=self.layout.numel,
+            numel=self.numel,
             content_digest=content_digest,
         )
 
@@ -119,10 +137,9 @@ class Contract:
             raise Refused(Refusal.SEQUENCE, f"Found {manifest.sequence}.")
         if manifest.dtype != WIRE[self.dtype]:
             raise Refused(Refusal.DTYPE, f"Found type number {manifest.dtype} in place of {self.dtype}.")
-        if manifest.numel != self.layout.numel:
-            raise Refused(
-                Refusal.NUMEL, f"Found {manifest.numel} numbers where the model has {self.layout.numel}."
-            )
+        if manifest.numel != self.numel:
+            what = "the model" if self.fragment is None else f"fragment {self.fragment}"
+            raise Refused(Refusal.NUMEL, f"Found {manifest.numel} numbers where {what} has {self.numel}.")
         if manifest.content_digest or not digest_follows:
             check_digest(manifest.content_digest)
 
@@ -154,6 +171,14 @@ def check_exact(found: int, numel: int) -> int:
     if found > numel:
         raise Refused(Refusal.MALFORMED, f"Found {found} buffers among the {numel} numbers of a vector.")
     return found
+
+
+def check_fragments(layout: Layout, found: int) -> None:
+    """Refuse more fragments of a server than the model has parameters."""
+    try:
+        fragments_of(layout, found)
+    except LayoutError as error:
+        raise Refused(Refusal.MALFORMED, str(error)) from None
 
 
 def check_run(run_id: str, found: str) -> None:

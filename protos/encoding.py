@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import sys
+from collections.abc import Sequence
 from dataclasses import dataclass
 from hashlib import blake2b
 from typing import Final, Literal, TypeAlias
@@ -61,6 +62,20 @@ def encode_vector(vector: Tensor, dtype: RowDtype = FLOAT32) -> memoryview:
     """
     flat = vector.detach().to("cpu", TORCH[dtype]).contiguous()
     return flat.view(torch.uint8).numpy().data
+
+
+def take(vector: Tensor, slices: Sequence[slice]) -> Tensor:
+    """A part of a vector, a copy; as of one fragment of the parameters."""
+    return torch.cat([vector[part] for part in slices])
+
+
+def put(vector: Tensor, slices: Sequence[slice], numbers: Tensor) -> None:
+    """Write a part of a vector, as `take` gives it."""
+    at = 0
+    for part in slices:
+        size = part.stop - part.start
+        vector[part] = numbers[at : at + size]
+        at += size
 
 
 def rounding_seed(worker: str, round: int) -> int:

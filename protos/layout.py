@@ -10,8 +10,9 @@ import math
 import re
 from collections.abc import Iterator
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cached_property, lru_cache
 from hashlib import blake2b
+from itertools import accumulate
 from typing import Final
 
 from varangian.protos.text import quote
@@ -129,6 +130,59 @@ class Layout:
             f"Parameter {index} should be {quote(mine, SHOWN)}, its shape and its name. "
             f"Found {quote(theirs, SHOWN)}."
         )
+
+
+class Fragments:
+    """A split of the parameters of a layout into parts of about equal size, of which each round has one.
+
+    Parameters are dealt out as wholes, the largest first, each to the fragment with the fewest numbers so
+    far. A fragment has its parameters in the order of the layout.
+
+    Raises:
+        LayoutError: there are more fragments than parameters.
+    """
+
+    def __init__(self, layout: Layout, count: int) -> None:
+        if not 1 <= count <= len(layout.sizes):
+            raise LayoutError(
+                f"`server.fragments` should be at most {len(layout.sizes)}, the number of parameter "
+                f"tensors of the model. Found {count}."
+            )
+        self.count = count
+        self.numels = [0] * count
+        """How many numbers each has."""
+        self.entries: list[list[int]] = [[] for _ in range(count)]
+        """Of each, the places of its parameters in the layout."""
+        for place in sorted(range(len(layout.sizes)), key=lambda place: (-layout.sizes[place], place)):
+            least = min(range(count), key=self.numels.__getitem__)
+            self.numels[least] += layout.sizes[place]
+            self.entries[least].append(place)
+        starts = [0, *accumulate(layout.sizes)]
+        self.slices: list[list[slice]] = []
+        """Of each, where its numbers lie in the vector of all parameters."""
+        for places in self.entries:
+            places.sort()
+            self.slices.append([slice(starts[place], starts[place + 1]) for place in places])
+
+    def of(self, round: int) -> int:
+        """The fragment of a round."""
+        return round % self.count
+
+    def changed(self, first: int, round: int) -> set[int]:
+        """The fragments of the rounds from the first one until before this one; all where it went back."""
+        if round < first:
+            return set(range(self.count))
+        return {self.of(one) for one in range(max(first, round - self.count), round)}
+
+
+@lru_cache(maxsize=16)
+def fragments_of(layout: Layout, count: int) -> Fragments:
+    """The fragments of a layout.
+
+    Raises:
+        LayoutError: as `Fragments`.
+    """
+    return Fragments(layout, count)
 
 
 def first_difference(one: str, other: str) -> int:

@@ -127,13 +127,14 @@ class MisbehavingClient(Client):
 
     def prepare(self, round: int, vector: Tensor) -> Push:
         """The push that an honest worker would send."""
+        vector = self._fragment(round, vector)
         numel = vector.numel()
         encoding = Encoding(numel, self._sends.dtype, min(self._sends.exact, numel))
         payload = bytes(encoding.encode(vector, rounding_seed(self.name, round)))
         return Push(
             round=round,
             payload=payload,
-            numel=self._layout.numel,
+            numel=self._encoding(round).numel,
             dtype=WIRE[self._sends.dtype],
             layout=self._layout.digest,
             digest=payload_digest(payload),
@@ -291,7 +292,7 @@ class MisbehavingClient(Client):
         """
         if not shown.key:
             return payload
-        size = self._sends.size
+        size = self._encoding(manifest.round).size
         transfer = AssociatedData.of("push", manifest, self.name, size)
         sealed = _Sealed()
         stream = EncryptedStream(cast("socket", sealed), shown.key, transfer.associated(), size)

@@ -193,7 +193,7 @@ class Coordinator:
         else:
             count = row_slots or len(machine.policy.workers)
             self._storage = self._handed = self._uploads = LentRows(
-                count, self._d, rows, weakly(self._needed), rows_folder
+                count, learner.columns, rows, weakly(self._needed), rows_folder
             )
         self._listener = (
             self._windowed.slot_listener if self._windowed else SlotListener(weakly(self._refusal))
@@ -370,7 +370,7 @@ class Coordinator:
         return first
 
     def _more_rows(self, count: int) -> Tensor:
-        return allocate_rows(count, self._d, self._row_dtype, self._rows_folder)
+        return allocate_rows(count, self._learner.columns, self._row_dtype, self._rows_folder)
 
     def _changeable(self) -> LentRows:
         """The storage of rows, where the workers of the run can change."""

@@ -62,7 +62,9 @@ class HandedStorage(RowStorage, Protocol):
     """Storage of vectors of workers in this process, which hand them over as tensors."""
 
     def keep(self, worker: Worker, vector: Tensor, dtype: RowDtype, /) -> bool:
-        """Keep a vector (d,), rounded as on a wire of this type; returns whether all of it is finite.
+        """Keep a vector, rounded as on a wire of this type; returns whether all of it is finite.
+
+        It may have fewer than d numbers; then it is the beginning of its row.
 
         The worker must have a row: see `lend`.
         """
@@ -131,7 +133,7 @@ class LentRows:
 
     def keep(self, worker: Worker, vector: Tensor, dtype: RowDtype) -> bool:
         sent = vector.detach().to("cpu", TORCH[dtype]).contiguous()
-        return store_vector(sent, self._rows[self._lent[worker]])
+        return store_vector(sent, self._rows[self._lent[worker]][: len(sent)])
 
     def rows(self, workers: Iterable[Worker]) -> Mapping[Worker, Tensor]:
         return {worker: self._rows[self._lent[worker]] for worker in workers}

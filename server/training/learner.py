@@ -19,8 +19,11 @@ from varangian.aggregators.kernels.cores import every_core
 from varangian.aggregators.numeric.timing import time_parts
 from varangian.aggregators.streaming.stream import Stream
 from varangian.own_classes import shown
+from varangian.protos.encoding import put, take
+from varangian.protos.layout import Fragments
 from varangian.server.training.ema import Average, samples
-from varangian.server.training.optimizers import Optimizer, stepper_for
+from varangian.server.training.fragments import FragmentSteppers
+from varangian.server.training.optimizers import AnyStepper, Optimizer, stepper_for
 from varangian.server.training.parameters import ParameterVersions, Version, norm
 
 Measure: TypeAlias = Callable[[Tensor | None], Tensor]
@@ -69,6 +72,7 @@ class Learner:
     median of what the workers of a round have sent, where an even number of them has two the lower one. So
     an integer stays one, and f of 2 f + 1 workers cannot move a number beyond those of the others.
     `weights` says what the rows of each worker weigh, where not all weigh the same.
+    With `fragments` the rows of a round, the update and the step are those of the fragment of that round.
     """
 
     def __init__(
@@ -86,11 +90,18 @@ class Learner:
         shapes: Sequence[Sequence[int]] | None = None,
         weights: Mapping[str, float] | None = None,
         buffers: int = 0,
+        fragments: Fragments | None = None,
     ) -> None:
         self._versions = ParameterVersions(parameters, device)
         self._aggregator = aggregator
         self._d = parameters.numel() - buffers
-        self._stepper = stepper_for(optimizer, self._versions.current[: self._d], shapes)
+        self._fragments = fragments
+        trained = self._versions.current[: self._d]
+        self._stepper: AnyStepper | FragmentSteppers = (
+            stepper_for(optimizer, trained, shapes)
+            if fragments is None
+            else FragmentSteppers(optimizer, trained, shapes, fragments)
+        )
         self._rounds = rounds
         self._seed = seed
         self._batch = batch
@@ -107,6 +118,11 @@ class Learner:
     def parameters(self) -> Tensor:
         """(d + b,) float32, b buffers behind them; not to be written to, nor kept beyond the next step."""
         return self._versions.current
+
+    @property
+    def columns(self) -> int:
+        """The most numbers that a row of a round has."""
+        return self.parameters.numel() if self._fragments is None else max(self._fragments.numels)
 
     @property
     def averaged(self) -> Tensor | None:
@@ -197,7 +213,7 @@ class Learner:
                 vectors = [rows[worker] for worker in workers]
                 weights = self.weights_of(workers, faults)
                 aggregate = self._aggregate(round, vectors, len(faults), mix, measure, weights)
-        length = self._checked_norm(aggregate)
+        length = self._checked_norm(round, aggregate)
         aggregated = time.perf_counter()
         if "gram" in parts:
             parts["rule"] = aggregated - start - parts["gram"]
@@ -205,8 +221,8 @@ class Learner:
         vector = _without_rows(aggregate.vector.detach().to(torch.float32), rows)
         dropped = {workers[i] for i in aggregate.dropped}
         kept = {name: row for name, row in (buffers or {}).items() if name not in dropped}
-        self._move(vector, length, lr, kept)
-        self._keep_reference(vector)
+        self._move(round, vector, length, lr, kept)
+        self._keep_reference(round, vector)
         if self.average is not None:
             learned = self._batch * _count_learned(aggregate, workers, fresh)
             self.average.update(self.parameters[: self._d], learned)
@@ -268,21 +284,29 @@ class Learner:
         weights: Sequence[float] | None,
     ) -> Aggregate:
         rule = replace(self._aggregator, mix=(*mix, *self._aggregator.mix)) if mix else self._aggregator
-        reference = self.reference
+        reference = self._reference_of(round)
         return rule(
             vectors,
             reference,
             torch.Generator().manual_seed(_derive_seed(self._seed, round)),
             faults=faults,
             measured=None if measure is None else lambda: measure(reference),
-            into=self._spare,
+            into=None if self._fragments is not None else self._spare,
             blocks=self._blocks,
             weights=weights,
         )
 
-    def _checked_norm(self, aggregate: Aggregate) -> float:
+    def _reference_of(self, round: int) -> Tensor | None:
+        """The last aggregate, as far as the rows of a round go."""
+        if self._fragments is None or self.reference is None:
+            return self.reference
+        return take(self.reference, self._fragments.slices[self._fragments.of(round)])
+
+    def _checked_norm(self, round: int, aggregate: Aggregate) -> float:
         """The Euclidean norm of an aggregate that is one finite vector (d,)."""
         vector, d = aggregate.vector, self._d
+        if self._fragments is not None:
+            d = self._fragments.numels[self._fragments.of(round)]
         if vector.shape != (d,):
             found = f"Found shape {tuple(vector.shape)}."
             raise TypeError(f"{self._aggregator.rule!r} should return a vector of {d} entries. {found}")
@@ -291,11 +315,18 @@ class Learner:
             raise AggregationError(f"The update of {shown(self._aggregator.rule)} is not finite.")
         return length
 
-    def _move(self, vector: Tensor, length: float, lr: float, buffers: Mapping[str, Tensor]) -> None:
+    def _move(
+        self, round: int, vector: Tensor, length: float, lr: float, buffers: Mapping[str, Tensor]
+    ) -> None:
         """Step the optimizer; the new parameters are written beside the current ones."""
         draft, d = self._versions.draft(), self._d
         try:
-            self._stepper.step(self.parameters[:d], vector, length, lr, draft[:d])
+            if isinstance(self._stepper, FragmentSteppers):
+                assert self._fragments is not None
+                fragment = self._fragments.of(round)
+                self._stepper.step(fragment, self.parameters[:d], vector, length, lr, draft[:d])
+            else:
+                self._stepper.step(self.parameters[:d], vector, length, lr, draft[:d])
         except AggregationError:
             self._versions.discard(draft)
             raise
@@ -304,8 +335,13 @@ class Learner:
             draft[d:] = median_of([*buffers.values()], weights) if buffers else self.parameters[d:]
         self._versions.publish(draft)
 
-    def _keep_reference(self, vector: Tensor) -> None:
+    def _keep_reference(self, round: int, vector: Tensor) -> None:
         """Keep this aggregate as the reference of the next; the memory of the last one is used again."""
+        if self._fragments is not None:
+            if self.reference is None:
+                self.reference = torch.zeros_like(self.parameters)
+            put(self.reference, self._fragments.slices[self._fragments.of(round)], vector)
+            return
         before, self.reference = self.reference, vector
         if vector.data_ptr() == self._spare.data_ptr():
             self._spare = torch.empty_like(vector) if before is None else before

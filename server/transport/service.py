@@ -204,6 +204,7 @@ class Service:
             momentum=terms.momentum,
             deadline=terms.deadline,
             buffers=self._contract.exact,
+            fragments=terms.fragments,
         ).SerializeToString()
 
     @answer_refusals
@@ -292,11 +293,12 @@ class Service:
                 )
             manifest = first.manifest
             # It proves nothing, whatever it says: no digest covers it, so the line may have changed it.
-            self._contract.check(manifest, digest_follows=True)
+            contract = self._contract.of_push(manifest.round)
+            contract.check(manifest, digest_follows=True)
             push.worker, push.round = worker, manifest.round
             async with self._newest.call(worker):
                 slot = await self._coordinator.offer(
-                    worker, manifest.round, manifest.content_digest, self._contract.encoding
+                    worker, manifest.round, manifest.content_digest, contract.encoding
                 )
                 if slot is Refusal.DUPLICATE:
                     push.outcome = "duplicate"

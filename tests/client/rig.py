@@ -3,6 +3,7 @@
 import asyncio
 import contextlib
 import threading
+from dataclasses import replace
 
 import torch
 from tests.extent import patience
@@ -13,6 +14,7 @@ from varangian.aggregators.rules.mean import Mean
 from varangian.client.connect import connect
 from varangian.client.model import ModelVector
 from varangian.protos.contract import Terms
+from varangian.protos.layout import Fragments
 from varangian.server.app import serve
 from varangian.server.identity.sessions import Sessions
 from varangian.server.limits.limits import Limits
@@ -20,6 +22,7 @@ from varangian.server.participation.sync import Everyone
 from varangian.server.protocol.machine import Machine
 from varangian.server.protocol.state import RunPolicy
 from varangian.server.rounds.coordinator import Coordinator
+from varangian.server.rows.fragments import Fragmented
 from varangian.server.training.learner import Learner
 from varangian.server.training.optimizers import Sgd
 
@@ -46,13 +49,18 @@ class Rig:
         lr=1.0,
         security=None,
         first=0,
+        fragments=None,
         **options,
     ):
         self.names, self.rows, self.records = names, {}, []
         policy = {"quorum": len(names), "deadline": 60.0, "shortfall": "wait"}
         policy |= {key: options.pop(key) for key in policy if key in options}
         aggregator = Aggregator(rule or Mean(), f=0)
-        self.learner = Learner(torch.zeros(layout.numel), aggregator, Sgd(lr=lr), rounds=rounds, seed=1)
+        self.split = None if fragments is None else Fragments(layout, fragments)
+        self.learner = Learner(
+            torch.zeros(layout.numel), aggregator, Sgd(lr=lr), rounds=rounds, seed=1, fragments=self.split
+        )
+        terms = terms if fragments is None else replace(terms, fragments=fragments)
         step = self.learner.step
 
         def noted(round, rows, faults, **more):
@@ -87,6 +95,7 @@ class Rig:
             evaluate=lambda _: (0.0, 0.0),
             evaluate_every=1000,
             observe=self.records.append,
+            row_source=None if self.split is None else Fragmented(self.split),
         )
 
         def listening(address):

@@ -8,6 +8,7 @@ from torch import nn
 import varangian
 from varangian import ClientError
 from varangian.protos.contract import Terms
+from varangian.protos.encoding import put, take
 from varangian.protos.refusals import Refusal
 
 X, Y = torch.arange(12.0).reshape(4, 3) / 12, torch.arange(8.0).reshape(4, 2) / 8
@@ -167,6 +168,34 @@ def test_with_a_delay_inner_steps_go_on_while_the_vector_travels():
         assert outer.sync()
     assert torch.allclose(rig.rows[0]["w00"], walked[0] - walked[4])
     assert torch.allclose(rig.rows[1]["w00"], server - last, atol=1e-7)
+
+
+def test_fragments_are_pushed_in_turn_and_the_loop_keeps_its_own_in_the_others():
+    module = model()
+    with serving(module, lr=0.5, fragments=2, rounds=5) as rig, rig.connect(module) as worker:
+        with varangian.outer(module, worker, every=4) as outer:
+            inner, own, server = adamw(module), flat(module), rig.learner.parameters.clone()
+            for round in range(4):
+                slices = rig.split.slices[round % 2]
+                for step in range(2):
+                    assert torch.equal(flat(module), own)
+                    inner_step(module, inner)
+                    own = flat(module)
+                    outcome = outer.step()
+                    assert bool(outcome) == (step == 1)
+                sent = take(server - own, slices)
+                assert torch.equal(rig.rows[round]["w00"], sent)
+                put(server, slices, take(server, slices) - 0.5 * sent)
+                assert torch.allclose(rig.learner.parameters, server, atol=1e-7)
+                server = rig.learner.parameters.clone()
+                put(own, slices, take(server, slices))
+        for wrong, says in [
+            ({"every": 3}, "`every` should be a multiple of the 2 fragments of the run. Found 3"),
+            ({"every": 4, "delay": 2}, "`delay` should be less than the 2 steps from one fragment"),
+            ({"every": 4, "momentum": True}, "cannot be over pseudo-gradients of several fragments"),
+        ]:
+            with pytest.raises(ClientError, match=says):
+                varangian.outer(module, worker, **wrong)
 
 
 def test_a_loop_that_ends_early_lets_the_server_not_wait():

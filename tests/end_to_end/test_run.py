@@ -139,6 +139,13 @@ def no_child_is_left():
         ),
         pytest.param(
             [
+                *("workers=9", "f=2", "byzantine.attack=alie", "byzantine.count=2", "worker.local_steps=2"),
+                *("worker.inner=adamw", "server.fragments=2", "wire.dtype=int8", "aggregator=nnm+krum"),
+            ],
+            marks=pytest.mark.exhaustive,
+        ),
+        pytest.param(
+            [
                 "aggregator={rule: bucketing+median, per_block: true}",
                 "byzantine.attack={alie: {z: optimal}}",
                 "byzantine.count=1",

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from tests.refused import refused
 
 from varangian.protos import ps_pb2
-from varangian.protos.contract import Contract, Terms, check_dtype, check_exact
+from varangian.protos.contract import Contract, Terms, check_dtype, check_exact, check_fragments
 from varangian.protos.encoding import WIRE
 from varangian.protos.errors import Refused
 from varangian.protos.layout import Layout
@@ -127,3 +127,21 @@ def test_terms_come_back_from_a_reply_and_are_not_sent_where_there_are_none():
 def test_a_momentum_or_a_deadline_that_no_run_has_is_refused(said):
     with pytest.raises(Refused, match="Found"):
         Terms.of(ps_pb2.JoinReply(**said))
+
+
+def test_a_push_of_a_run_with_fragments_has_those_of_its_round():
+    layout = Layout((("a", (4, 3)), ("b", (5,)), ("c", (6,))))
+    contract = Contract("run-1", layout, terms=Terms(fragments=2))
+    for round, numel in ((0, 12), (1, 11), (2, 12), (7, 11)):
+        part = contract.of_push(round)
+        assert (part.numel, part.encoding.numel, part.size) == (numel, numel, 4 * numel)
+        manifest = part.manifest(round, DIGEST)
+        assert manifest.numel == numel
+        part.check(manifest)
+        assert refused(part.check, contract.manifest(round, DIGEST)) is Refusal.NUMEL
+        assert refused(contract.check, manifest) is Refusal.NUMEL
+    assert Contract("run-1", layout).of_push(1).numel == 23
+    assert Terms.of(ps_pb2.JoinReply(fragments=2)).fragments == 2
+    assert Terms.of(ps_pb2.JoinReply()).fragments == 1
+    check_fragments(layout, 3)
+    assert refused(check_fragments, layout, 4) is Refusal.MALFORMED

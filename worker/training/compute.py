@@ -19,7 +19,7 @@ from torch import Tensor
 
 from varangian.own_classes import is_own, named
 from varangian.plugins import InputError
-from varangian.protos.layout import Layout
+from varangian.protos.layout import Fragments, Layout, LayoutError, fragments_of
 from varangian.protos.shared_settings import SharedSettings
 from varangian.state_file import Tree
 from varangian.structured_logs import event
@@ -142,7 +142,10 @@ class WorkerCompute:
         self._momentum = Momentum(task.momentum, once, 0 if self._local is not None else buffers.numel())
         self._inner: InnerSteps | None = None
         if task.inner is not None:
-            self._inner = InnerSteps(task.inner, task.local_steps, task.rounds, device, buffers.numel())
+            split = None if task.fragments == 1 else split_into(self.layout, task.fragments)
+            self._inner = InnerSteps(
+                task.inner, task.local_steps, task.rounds, device, buffers.numel(), split
+            )
         self._deltas = DeltaEncoder(task.wire)
         self.hosted = task.workers
         """The workers whose vectors are asked for here; of others only attackers here compute some."""
@@ -615,6 +618,18 @@ class WorkerCompute:
             with suppress(InputError):
                 rows[name] = self._honest(name, round, parameters)
         return rows
+
+
+def split_into(layout: Layout, count: int) -> Fragments:
+    """The fragments of a model.
+
+    Raises:
+        InputError: it has fewer parameters.
+    """
+    try:
+        return fragments_of(layout, count)
+    except LayoutError as error:
+        raise InputError(str(error)) from None
 
 
 def purpose_of(name: str, round: int, step: int) -> tuple[str | int, ...]:

@@ -55,6 +55,8 @@ def shared_settings(task: Task, dataset: Dataset) -> SharedSettings:
         entries["partition"] += f" among {len(task.holders)}"
     if task.validation is not None:
         entries |= {"evaluate.validation": f"{task.validation:g}", "seed": str(task.seed)}
+    if task.fragments > 1:
+        entries["server.fragments"] = str(task.fragments)
     if task.inner is not None:
         entries["worker.inner"] = repr(task.inner)
     elif task.local_steps > 1:

@@ -80,6 +80,8 @@ class Task:
     """gamma by round, in place of `local_lr`: so the local rate follows a schedule."""
     inner: InnerOptimizer | None = None
     """The optimizer of local steps, in place of plain steps by gamma."""
+    fragments: int = 1
+    """Into how many fragments the parameters are split; each round has one of them."""
     rounds: int = 1
     """Rounds of the run, for `local_rates` and the schedule of `inner`."""
     validation: float | None = None

@@ -24,13 +24,14 @@ from varangian.protos.contract import (
     Terms,
     check_dtype,
     check_exact,
+    check_fragments,
     check_protocol,
     check_round,
 )
 from varangian.protos.data_channel.connection import DataConnectionError
-from varangian.protos.encoding import Encoding, rounding_seed
+from varangian.protos.encoding import Encoding, rounding_seed, take
 from varangian.protos.errors import Refused
-from varangian.protos.layout import Layout
+from varangian.protos.layout import Layout, fragments_of
 from varangian.protos.messages import INLINE_LIMIT, MANIFEST_LIMIT, PROTOCOL, decode_message
 from varangian.protos.metadata_keys import SESSION, TOKEN, TRACE_PARENT, WORKER
 from varangian.protos.network.chunk_size import ChunkSize
@@ -217,7 +218,8 @@ class Client:
                 f"`vector` should have shape ({self._layout.numel},). Found {tuple(vector.shape)}."
             )
         start, tries = self._start, 0
-        outgoing = Outgoing(vector, self._sends, rounding_seed(self.name, round))
+        vector = self._fragment(round, vector)
+        outgoing = Outgoing(vector, self._encoding(round), rounding_seed(self.name, round))
 
         async def attempt() -> Receipt:
             nonlocal tries
@@ -231,6 +233,18 @@ class Client:
             return Receipt(False, Refusal.RUN.code, "The server was started again; pull its parameters.")
 
         return await self._persistently(f"push round {round}", attempt)
+
+    def _fragment(self, round: int, vector: Tensor) -> Tensor:
+        """The part of a vector that is pushed in a round."""
+        count = self.terms.fragments
+        if count == 1:
+            return vector
+        fragments = fragments_of(self._layout, count)
+        return take(vector, fragments.slices[fragments.of(round)])
+
+    def _encoding(self, round: int) -> Encoding:
+        """The places of its numbers in the payload."""
+        return replace(self._sends, numel=self._contract.of_push(round).numel)
 
     async def decline(self, round: int, reason: str) -> None:
         """Say that nothing comes in a round, and why, in one sentence.
@@ -365,6 +379,7 @@ class Client:
         self._pace.set_limit(reply.chunk_bytes)
         self._connection.data_channel.set_port(reply.data_port)
         terms = Terms.of(reply)
+        check_fragments(self._layout, terms.fragments)
         another = self._contract.run_id and self._start != (reply.run_id, terms.epoch)
         if another or reply.round < self._newest:
             # A server that was started again begins anew, or does the rounds once more that it has lost.
@@ -476,7 +491,7 @@ class Client:
             decode_message(ps_pb2.DeclineReply, data, MANIFEST_LIMIT)
 
     async def _push(self, round: int, outgoing: Outgoing) -> Receipt:
-        contract = self._contract
+        contract = self._contract.of_push(round)
         if outgoing.encoding != contract.encoding:
             sent = outgoing.encoding
             contract = replace(contract, dtype=sent.dtype, exact=sent.exact)

@@ -19,6 +19,8 @@ from varangian.client.model import ModelVector, unwrapped
 from varangian.client.outcome import Outcome
 from varangian.client.session import Given
 from varangian.client.worker import Worker
+from varangian.protos.encoding import put, take
+from varangian.protos.layout import fragments_of
 from varangian.worker.training.flat import DivergedError, check_finite
 from varangian.worker.transport.client import ClientError
 from varangian.worker.transport.results import Finished
@@ -60,7 +62,8 @@ def outer(
     Args:
         model: the module that the worker was connected with.
         worker: as `connect` returns it; its `pull` and `push` are not called meanwhile.
-        every: H, inner steps for each outer one.
+        every: H, inner steps for each outer one. Where the run has P fragments (`server.fragments`), each
+            of them is pushed every H steps, and one of them every H / P.
         delay: inner steps that are taken while the vector travels and the round closes, fewer than `every`.
         alpha: with a delay, the part of the loop's own parameters in those with which it goes on; the rest
             is the server's. 0 drops the steps that were taken meanwhile. Without a delay it has no effect.
@@ -77,10 +80,19 @@ def outer(
         raise ClientError(f"`delay` should be from 0 to below `every`, {every}. Found {delay!r}.")
     if not 0 <= alpha < 1:
         raise ClientError(f"`alpha` should be at least 0 and less than 1. Found {alpha!r}.")
+    count = worker.terms.fragments
+    if every % count:
+        rule = f"`every` should be a multiple of the {count} fragments of the run"
+        raise ClientError(f"{rule}. Found {every}.")
+    if delay >= every // count:
+        rule = f"`delay` should be less than the {every // count} steps from one fragment to the next"
+        raise ClientError(f"{rule}. Found {delay}.")
+    if momentum and count > 1:
+        raise ClientError("`momentum` cannot be over pseudo-gradients of several fragments.")
     own = ModelVector(unwrapped(model)).parameters
     if [id(parameter) for parameter in own] != [id(parameter) for parameter in exchange.model.parameters]:
         raise ClientError("`model` should be the one that the worker was connected with. Found another.")
-    return Outer(exchange, every, delay, alpha if delay else 0.0, momentum)
+    return Outer(exchange, every // count, delay, alpha if delay else 0.0, momentum)
 
 
 class Outer:
@@ -95,6 +107,8 @@ class Outer:
         self._alpha, self._momentum = alpha, momentum
         self._start: Tensor | None = None
         """The parameters that the model got from the server last, (d,) float32, as its types round them."""
+        self._given: Given | None = None
+        """Of which round they are."""
         self._steps = 0
         self._underway: Underway | None = None
 
@@ -165,15 +179,31 @@ class Outer:
         except BaseException:
             underway.pulling.cancel()
             raise
-        own = self._exchange.model.flat() if self._alpha > 0 else None
         self._pulled(got)
-        if own is not None and self._start is not None:
-            self._exchange.model.load(self._start.lerp(own.to(self._start.device), self._alpha))
         return outcome
 
     def _pulled(self, got: Given | Finished) -> None:
-        going_on = self._exchange.end_pull(got, zero_grad=False)
-        self._start = self._exchange.model.flat() if going_on else None
+        """Go on from the parameters of a round, if the run does."""
+        exchange, before = self._exchange, self._given
+        kept = self._alpha > 0 or exchange.terms.fragments > 1
+        own = exchange.model.flat() if kept and self._start is not None else None
+        going_on = exchange.end_pull(got, zero_grad=False)
+        self._start = exchange.model.flat() if going_on else None
+        self._given = got if isinstance(got, Given) else None
+        if own is not None and self._start is not None and self._given is not None:
+            exchange.model.load(self._mixed(own, self._start, before, self._given))
+
+    def _mixed(self, own: Tensor, start: Tensor, before: Given | None, given: Given) -> Tensor:
+        """The parameters with which the loop goes on, from its own and those of the server."""
+        new = start.lerp(own, self._alpha)
+        count = given.terms.fragments
+        if count == 1 or before is None or before.start != given.start or given.round <= before.round:
+            return new
+        fragments = fragments_of(self._exchange.layout, count)
+        for fragment in fragments.changed(before.round, given.round):
+            slices = fragments.slices[fragment]
+            put(own, slices, take(new, slices))
+        return own
 
     def __enter__(self) -> Outer:
         self._steps, self._underway = 0, None

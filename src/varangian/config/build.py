@@ -8,6 +8,7 @@ from torch import Tensor
 
 from varangian.aggregators import AggregationError
 from varangian.config.settings import AUTO, RunConfig
+from varangian.protos.layout import Fragments
 from varangian.server.protocol.adaptive_waiting import AdaptiveWaiting
 from varangian.server.protocol.deadlines import AutoDeadline
 from varangian.server.protocol.machine import Machine
@@ -41,6 +42,7 @@ def task(config: RunConfig) -> Task:
         local_lr=config.worker.local_lr or config.optimizer.lr,
         local_rates=None if config.worker.local_lr else config.optimizer,
         inner=config.worker.inner,
+        fragments=config.server.fragments,
         rounds=config.rounds,
         validation=config.evaluate.validation,
         loss=config.loss,
@@ -116,6 +118,7 @@ def learner(
     blocks: Sequence[int] | None = None,
     shapes: Sequence[Sequence[int]] | None = None,
     buffers: int = 0,
+    fragments: Fragments | None = None,
 ) -> Learner:
     """The server's model, aggregation and optimizer at the start of a run.
 
@@ -126,6 +129,7 @@ def learner(
         blocks: sizes of the parameter tensors, which a rule with `per_block` needs.
         shapes: of the parameter tensors, which an optimizer may need.
         buffers: how many numbers of `initial`, the last ones, are buffers.
+        fragments: into which they are split, if they are.
     """
     initial = initial.to(device)
     seed = config.seed if config.server.seed is None else config.server.seed
@@ -142,4 +146,5 @@ def learner(
         shapes=shapes,
         weights=config.worker_weights,
         buffers=buffers,
+        fragments=fragments,
     )

@@ -23,6 +23,7 @@ OF_AUTO = ("server.deadline_floor", "server.deadline_ceiling")
 """Settings of a deadline that sets itself, without an effect where the deadline is a number."""
 ADDED: Mapping[str, Any] = {
     "worker.inner": None,
+    "server.fragments": 1,
     "weights": None,
     "weights_cap": None,
     "optimizer.dampening": 0.0,

@@ -222,6 +222,10 @@ class Server(Section):
     """Seconds for which a server that is told to stop waits for the open round, if it has a vector."""
     checkpoint: Checkpoints | None = Checkpoints()
     """Checkpoints, from which `--resume` goes on; null writes none."""
+    fragments: Annotated[int, Field(ge=1)] = 1
+    """P, fragments of the parameters, as in Streaming DiLoCo: round r has fragment r modulo P, of which
+    alone vectors are pushed, and whose parameters alone move. The rule weighs workers by the latest vectors
+    of all fragments. With participation=sync."""
     keep_rows: Annotated[int, Field(ge=0)] = 0
     """The last rounds whose vectors are kept in the run folder, so that they can be computed again."""
     threads: Annotated[int, Field(ge=1)] = 1

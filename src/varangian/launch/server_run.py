@@ -48,7 +48,7 @@ from varangian.own_classes import is_own, named
 from varangian.pki.signing import BundleSigner, can_sign
 from varangian.protos.contract import Terms
 from varangian.protos.encoding import TORCH, Encoding
-from varangian.protos.layout import Layout
+from varangian.protos.layout import Fragments, Layout, LayoutError, fragments_of
 from varangian.protos.network import descriptors
 from varangian.registry import ConfigError, Problem
 from varangian.resources import available_memory, readable
@@ -61,6 +61,7 @@ from varangian.server.protocol.state import Phase
 from varangian.server.rounds.clock import MONOTONIC, Clock
 from varangian.server.rounds.coordinator import Coordinator
 from varangian.server.rounds.windowed import window_columns
+from varangian.server.rows.fragments import Fragmented
 from varangian.server.rows.mapped import MappedPlan
 from varangian.server.rows.source import RowSource
 from varangian.server.training.learner import Learner
@@ -193,13 +194,24 @@ class ServerRun:
         try:
             if (mapped := mapped_plan(latest, layout.numel)) is not None:
                 mapped.check_room()
-            row_source = config.participation.row_source(config.worker_names, layout.trained.numel, warn)
+            fragments = split_of(config, layout)
+            row_source = (
+                config.participation.row_source(config.worker_names, layout.trained.numel, warn)
+                if fragments is None
+                else Fragmented(fragments)
+            )
         except OSError as error:
             raise RunError(str(error)) from error
         vectors, gradients = (None, "") if worker_compute is None else vector_source(config, worker_compute)
         device = learner_device(config, layout) if vectors is not worker_compute else "cpu"
         built = learner(
-            config, initial, device, layout.trained.sizes, layout.trained.shapes, layout.buffers
+            config,
+            initial,
+            device,
+            layout.trained.sizes,
+            layout.trained.shapes,
+            layout.buffers,
+            fragments,
         )
         facts: dict[str, Any] = {"memory": account.sentence} | (
             {"gradients": gradients} if gradients else {}
@@ -384,6 +396,7 @@ class ServerRun:
             parent="" if self.resumed is None else self.resumed.parent,
             momentum=self.config.worker.momentum,
             deadline=server.deadline_ceiling if server.deadline == AUTO else server.deadline,
+            fragments=server.fragments,
         )
 
     def sign_with(self, security: Security) -> None:
@@ -562,6 +575,21 @@ class ServerRun:
         if self.watch is not None:
             self.watch(record)
         self.observe(record)
+
+
+def split_of(config: RunConfig, layout: Layout) -> Fragments | None:
+    """The fragments of the parameters; None where they are not split.
+
+    Raises:
+        ConfigError: the model has fewer.
+    """
+    if config.server.fragments == 1:
+        return None
+    try:
+        return fragments_of(layout, config.server.fragments)
+    except LayoutError:
+        rule = f"should be at most {len(layout.sizes)}, the number of parameter tensors of the model"
+        raise ConfigError([Problem("server.fragments", rule, config.server.fragments)]) from None
 
 
 def settings_of(config: RunConfig, resume: Resumed | None) -> tuple[RunConfig, RunConfig, RunConfig]:
@@ -797,6 +825,7 @@ def simulated_bytes(config: RunConfig, d: int) -> int:
     else:
         copies = 2 if config.worker.momentum else 1
         copies += config.worker.inner.vectors if config.worker.inner is not None else 0
+        copies += config.server.fragments > 1
     return copies * config.workers * d * 4
 
 

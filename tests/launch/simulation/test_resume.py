@@ -129,6 +129,11 @@ def test_weights_go_on(simulations):
             "worker.inner=adamw",
             "worker.local_steps=3",
         ),
+        (
+            "server.fragments=2",
+            "worker.inner=adamw",
+            "optimizer={name: sgd, momentum: 0.9, nesterov: true}",
+        ),
         ("participation=fedavg", "worker.inner={adam: {schedule: cosine}}", "worker.momentum=0.5"),
         ("participation=fedavg", "participation.fedavg.participants=5", "wire.dtype=bfloat16"),
         ("participation={fedlaavg: {participants: 5}}", "optimizer=adam", "aggregator=flag"),

@@ -44,6 +44,7 @@ INNER = {"inner": OPTIMIZERS.build("adamw", ""), "local_steps": 2, "momentum": 0
 TASKS = {
     "honest": (TASK, WORKERS[:2]),
     "inner": (dataclasses.replace(TASK, **INNER), WORKERS[:2]),
+    "inner fragments": (dataclasses.replace(TASK, **INNER, fragments=3), WORKERS[:2]),
     "inner mimic": (dataclasses.replace(MIMICS, **INNER), WORKERS[-1:]),
     "deltas": (dataclasses.replace(TASK, deltas=True), WORKERS[:2]),
     "replay": (REPLAYS, WORKERS[-2:]),

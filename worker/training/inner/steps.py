@@ -15,6 +15,8 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor
 
+from varangian.protos.encoding import put, take
+from varangian.protos.layout import Fragments
 from varangian.state_file import Tree
 from varangian.worker.training.flat import DIVERGED, DivergedError, check_finite
 
@@ -41,6 +43,8 @@ class Memory:
     round: int
     state: dict[str, Tensor | float]
     """On the CPU; never written to."""
+    point: Tensor | None = None
+    """The worker's parameters, where only those of a fragment are replaced by the server's."""
 
 
 class InnerSteps:
@@ -55,6 +59,8 @@ class InnerSteps:
         rounds: of the run, for the schedule.
         device: where steps are taken.
         buffers: how many numbers at the end of a vector are buffers, which no optimizer moves.
+        fragments: into which the parameters are split. A worker then goes on from its own, with those of
+            the server in the fragments of the rounds since its last one.
     """
 
     def __init__(
@@ -64,9 +70,10 @@ class InnerSteps:
         rounds: int,
         device: torch.device | str = "cpu",
         buffers: int = 0,
+        fragments: Fragments | None = None,
     ) -> None:
         self._buffers = buffers
-        self._inner, self._steps, self._rounds = inner, steps, rounds
+        self._inner, self._steps, self._rounds, self._fragments = inner, steps, rounds, fragments
         self._device = torch.device(device)
         self._memories: dict[str, Memory] = {}
 
@@ -79,10 +86,11 @@ class InnerSteps:
         """
         start = parameters.to(self._device)
         d = start.numel() - self._buffers
-        whole = start.clone()
+        memory = self._memories.get(name)
+        whole = self._begin(round, start, memory)
         point = torch.nn.Parameter(whole[:d])
         optimizer = self._inner.build(point)
-        if (memory := self._memories.get(name)) is not None:
+        if memory is not None:
             on_device = any(optimizer.defaults.get(name) for name in ("fused", "capturable"))
             optimizer.state[point] = {
                 key: value.to(self._device if value.dim() or on_device else "cpu", copy=True)
@@ -93,7 +101,8 @@ class InnerSteps:
         row = torch.empty_like(start)
         gradient = row[:d]
         for step in range(self._steps):
-            write_gradient(row, step, whole)
+            # Another object each time, so that nobody takes it for the parameters that were set last.
+            write_gradient(row, step, whole.detach())
             whole[d:] = row[d:]
             place, steps = round * self._steps + step, self._rounds * self._steps
             optimizer.param_groups[0]["lr"] = self._inner.rate(place, steps)
@@ -108,16 +117,29 @@ class InnerSteps:
         }
         if not all(bool(v.isfinite().all()) for v in state.values() if isinstance(v, Tensor)):
             raise DivergedError(DIVERGED)
-        self._memories[name] = Memory(round, state)
+        kept = None if self._fragments is None else point.detach().cpu()
+        self._memories[name] = Memory(round, state, kept)
         return found
+
+    def _begin(self, round: int, start: Tensor, memory: Memory | None) -> Tensor:
+        """Where a worker begins a round, given the server's parameters; a copy."""
+        if self._fragments is None or memory is None or memory.point is None:
+            return start.clone()
+        own = memory.point.to(self._device, copy=True)
+        for fragment in self._fragments.changed(memory.round, round):
+            slices = self._fragments.slices[fragment]
+            put(own, slices, take(start, slices))
+        return own
 
     def state(self, name: str) -> Tree:
         """The history of a worker, for `restore`; its tensors are not copied, and never written to."""
         memory = self._memories.get(name)
-        return None if memory is None else {"round": memory.round, "state": memory.state}
+        if memory is None:
+            return None
+        return {"round": memory.round, "state": memory.state, "point": memory.point}
 
     def restore(self, name: str, tree: Any) -> None:
         """Put the history of a worker back; None forgets it."""
         self._memories.pop(name, None)
         if tree is not None:
-            self._memories[name] = Memory(tree["round"], dict(tree["state"]))
+            self._memories[name] = Memory(tree["round"], dict(tree["state"]), tree.get("point"))

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from varangian.aggregators.base import by_place
 from varangian.aggregators.streaming.stream import streams
 from varangian.config.checks.availability import check_attendance, check_delays, check_mimic_attendance
+from varangian.config.checks.fragments import check_fragments
 from varangian.config.checks.rounds import (
     check_answers,
     check_buffers,
@@ -214,6 +215,10 @@ CHECKS = (
     Check(frozenset({"loss", "byzantine", "partition"}), _check_labels),
     Check(frozenset({"loss", "metrics"}), _check_metrics),
     Check(frozenset({"worker"}), _check_inner),
+    Check(
+        frozenset({"server", "worker", "participation", "aggregator", "model", "optimizer", "buffers"}),
+        check_fragments,
+    ),
     Check(frozenset({"server"}), _check_ports),
     Check(frozenset({"server"}), _check_deadline),
     Check(frozenset({"server"}), _check_kept_rows),

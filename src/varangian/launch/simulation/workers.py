@@ -15,9 +15,10 @@ from typing import Any
 from torch import Tensor
 
 from varangian.config.build import task
-from varangian.launch.server_run import ServerRun
+from varangian.launch.server_run import ServerRun, split_of
 from varangian.launch.simulation.virtual_clock import VirtualTime
 from varangian.plugins import InputError
+from varangian.protos.encoding import take
 from varangian.protos.network.thread_results import result_of
 from varangian.server.rounds.coordinator import Coordinator
 from varangian.server.rounds.pulls import PendingPull
@@ -52,6 +53,7 @@ class SimulatedWorkers:
     ) -> None:
         self._server_run, self._coordinator = server_run, coordinator
         self._time, self._executor = time, executor
+        self._split = split_of(server_run.config, server_run.model_side.layout)
         self._task = task(server_run.start)
         assert server_run.vectors is not None
         self._vectors = server_run.vectors
@@ -196,7 +198,10 @@ class SimulatedWorkers:
 
     def _push(self, worker: str, round: int, row: Tensor) -> None:
         """Push a vector as on the wire, so that numbers are rounded where real workers round them."""
-        encoding = self._server_run.encoding
+        encoding, split = self._server_run.encoding, self._split
+        if split is not None:
+            row = take(row, split.slices[split.of(round)])
+            encoding = replace(encoding, numel=row.numel())
         if self._coordinator.hand_over(worker, round, row, encoding) is None:
             self._vectors.confirm(worker, round)
 

@@ -8,6 +8,8 @@ from torch import nn
 from torch.nn.functional import cross_entropy
 
 from varangian.config.worker_names import default_names
+from varangian.protos.encoding import put, take
+from varangian.protos.layout import Fragments
 from varangian.server.training.optimizers import OPTIMIZERS
 from varangian.worker.attacks import SignFlip
 from varangian.worker.data import Synthetic
@@ -109,6 +111,15 @@ def test_a_round_that_is_asked_for_again_has_the_same_bits_and_moves_nothing():
         worker_compute.contribution("w01", 0, model)
 
 
+def test_a_simulation_that_asks_for_all_workers_at_once_has_the_same_bits():
+    """There the parameters of a model are set once, as long as they are the same."""
+    one, all_at_once = WorkerCompute(TASK), WorkerCompute(TASK)
+    for round, model in enumerate(models()):
+        found = all_at_once.vectors(TASK.workers, round, model)
+        for name in TASK.workers:
+            assert torch.equal(found[name], one.contribution(name, round, model))
+
+
 def test_an_attacker_turns_what_its_own_inner_steps_made():
     attacked = but(byzantine=("w01", "w02"), attack=SignFlip(scale=2.0), f=2)
     for vector, own in zip(sent(attacked, models()), sent(TASK, models()), strict=True):
@@ -119,6 +130,29 @@ def test_momentum_is_over_pseudo_gradients():
     first, second = sent(but(momentum=0.5), models(2))
     plain = sent(TASK, models(2))
     assert torch.allclose(second, 0.5 * first + 0.5 * plain[1])
+
+
+def test_with_fragments_a_worker_goes_on_from_its_own_parameters_in_the_others():
+    """Against a plain loop: only the fragments of the rounds since the last one are the server's."""
+    task, models_of = but(fragments=2, rounds=8), models(6)
+    worker_compute = WorkerCompute(task)
+    split = Fragments(worker_compute.layout, 2)
+    data = worker_compute.dataset
+    with globally_seeded(0, device=torch.device("cpu")):
+        module = task.model.build(data.features, data.classes)
+    optimizer, own, before = torch.optim.AdamW(module.parameters(), 0.05), models_of[0].clone(), 0
+    for round in (0, 1, 2, 5):  # away in rounds 3 and 4
+        for fragment in split.changed(before, round):
+            put(own, split.slices[fragment], take(models_of[round], split.slices[fragment]))
+        load(module, own)
+        for step in range(task.local_steps):
+            x, y = worker_compute.trainer.batch(worker_compute.batches.indices("w01", round, step))
+            optimizer.zero_grad()
+            cross_entropy(module(x), y).backward()
+            optimizer.step()
+        own, before = nn.utils.parameters_to_vector(module.parameters()).detach().clone(), round
+        sent = worker_compute.contribution("w01", round, models_of[round])
+        assert torch.allclose(sent, models_of[round] - own, rtol=1e-4, atol=1e-6)
 
 
 def test_a_round_that_fails_leaves_the_optimizer_as_it_was():
