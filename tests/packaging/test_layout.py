@@ -21,7 +21,12 @@ CATALOGUES = (
     "src/varangian/cli/commands",
 )
 """Folders of things of one kind, a file for each."""
-ADAPTERS = {"flower": "flwr", "nvflare": "nvflare"}
+ADAPTERS = {
+    "flower": "flwr",
+    "huggingface": "transformers",
+    "lightning": "lightning",
+    "nvflare": "nvflare",
+}
 """Packages for other frameworks, and what they cannot be imported without; .ci/adapters has all."""
 
 

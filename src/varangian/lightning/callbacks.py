@@ -1,0 +1,212 @@
+"""Callbacks of Lightning: the Trainer as a worker of a server, and a robust rule in its DDP."""
+
+# pyright: reportMissingImports=false, reportUntypedBaseClass=false
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Mapping
+from functools import partial
+from pathlib import Path
+from typing import Any, Literal
+
+from lightning.pytorch import Callback, LightningModule, Trainer
+from lightning.pytorch.utilities import rank_zero_warn
+from torch import nn
+from torch.nn.parallel import DistributedDataParallel
+
+from varangian.aggregators import Aggregator
+from varangian.client.outcome import Outcome
+from varangian.loops.steps import Connection, RemoteOptimizer, RemoteSteps
+from varangian.torch import Reduction, Step, SuspectRank, robust
+
+
+class Worker(Callback):
+    """The Trainer as a worker of a server: `Trainer(callbacks=[Worker("server:50051", certs="w00")])`.
+
+    Before the first batch of a step the parameters of the server are pulled, and in the place of the step
+    the gradients are pushed: the mean over `accumulate_grad_batches`, clipped, and unscaled where precision
+    is mixed. A step that a gradient scaler skips is declined. Optimizer and schedule are those of the
+    server; those of `configure_optimizers` are not used. Training ends when the run of the server does.
+
+    Args:
+        server: `host:port`.
+        module: the path of the part of the LightningModule that is the model of the server, as "net"; all
+            of it by default.
+        certs: as all that follow, as for `varangian.connect`.
+        name: of the worker.
+        token: proves the name where there is no TLS.
+        momentum: worker momentum.
+        patience: seconds to wait for a server that cannot be reached.
+        state: the folder in which worker momentum is kept.
+        insecure: show a token to another machine without TLS.
+        on_outcome: called with what came of each push.
+        log: whether `varangian/accepted` and `varangian/weight` are logged.
+    """
+
+    def __init__(
+        self,
+        server: str,
+        module: str = "",
+        *,
+        certs: str | os.PathLike[str] | None = None,
+        name: str | None = None,
+        token: str | None = None,
+        momentum: float | None = None,
+        patience: float | None = None,
+        state: str | os.PathLike[str] | None = None,
+        insecure: bool = False,
+        on_outcome: Callable[[Outcome], None] | None = None,
+        log: bool = True,
+    ) -> None:
+        super().__init__()
+        self._connection = Connection(server, certs, name, token, momentum, patience, state, insecure)
+        self._module = module
+        self._log = log
+        self._steps = RemoteSteps(on_outcome)
+        self._before_step = False
+
+    @property
+    def outcome(self) -> Outcome | None:
+        """What came of the last push."""
+        return self._steps.outcome
+
+    @property
+    def reason(self) -> str:
+        """Why the run of the server is over; empty while it is not."""
+        worker = self._steps.worker
+        return "" if worker is None else worker.reason
+
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Connect, and put an optimizer that pushes in the place of the one that is there.
+
+        Raises:
+            ValueError: the Trainer cannot be a worker.
+            ClientError: as `varangian.connect`.
+        """
+        if trainer.world_size > 1:
+            raise ValueError(
+                f"trainer: should have one process, which is one worker. Found {trainer.world_size}: start a "
+                "Trainer with devices=1 for each worker."
+            )
+        if len(trainer.optimizers) > 1:
+            raise ValueError(
+                "configure_optimizers: should return one optimizer or none. Found "
+                f"{len(trainer.optimizers)}."
+            )
+        model = self._model(pl_module)
+        self._steps.connect(self._connection, model)
+        if trainer.lr_scheduler_configs:
+            rank_zero_warn(
+                "The learning rate is that of the server: schedulers of this module are not used."
+            )
+            trainer.strategy.lr_scheduler_configs = []
+        trainer.strategy.optimizers = [RemoteOptimizer(model, self._steps)]
+
+    def _model(self, pl_module: LightningModule) -> nn.Module:
+        try:
+            return pl_module.get_submodule(self._module)
+        except AttributeError as error:
+            raise ValueError(
+                f"module: should be the path of a part of {type(pl_module).__name__}. Found "
+                f"{self._module!r}."
+            ) from error
+
+    def on_train_batch_start(
+        self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int
+    ) -> None:
+        if not self._steps.before():
+            trainer.should_stop = True
+
+    def on_before_optimizer_step(
+        self, trainer: Trainer, pl_module: LightningModule, optimizer: Any
+    ) -> None:
+        self._before_step = True
+
+    def on_train_batch_end(
+        self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
+    ) -> None:
+        if not self._before_step:  # its gradients are added to those of the next one
+            return
+        self._before_step = False
+        self._steps.skipped()
+        if self._log and (outcome := self._steps.outcome) is not None:
+            pl_module.log("varangian/accepted", float(outcome.accepted))
+            if outcome.weight is not None:
+                pl_module.log("varangian/weight", outcome.weight)
+
+    def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        self._steps.close()
+
+    def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
+        self._steps.close()
+
+    def teardown(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        self._steps.close()
+
+
+class Robust(Callback):
+    """A robust rule in the place of the average of gradients of the strategy `ddp`, without a server.
+
+    `Trainer(strategy="ddp", callbacks=[Robust("nnm+trimmed_mean", f=1)])` does what
+    `varangian.torch.robust` does. `reduction` is its state, which is kept in checkpoints of the Trainer.
+
+    Args:
+        aggregator: as all that follow, as for `varangian.torch.robust`.
+        f: how many ranks may be faulty.
+        seed: of mixings that draw at random.
+        on_step: called with the record of each step, on every rank.
+        log: a file for the records, which rank 0 writes.
+        suspect_after: steps in a row without influence after which a rank is a suspect.
+        on_suspect: called with a suspect.
+        on_error: "raise", or "nan" for gradients that are NaN where a step has no update.
+    """
+
+    def __init__(
+        self,
+        aggregator: str | Mapping[str, object] | Aggregator = "nnm+trimmed_mean",
+        f: int = 1,
+        *,
+        seed: int = 0,
+        on_step: Callable[[Step], None] | None = None,
+        log: str | Path | None = None,
+        suspect_after: int = 10,
+        on_suspect: Callable[[SuspectRank], None] | None = None,
+        on_error: Literal["raise", "nan"] = "raise",
+    ) -> None:
+        super().__init__()
+        self._put = partial(
+            robust,
+            aggregator=aggregator,
+            f=f,
+            seed=seed,
+            on_step=on_step,
+            log=log,
+            suspect_after=suspect_after,
+            on_suspect=on_suspect,
+            on_error=on_error,
+        )
+        self._state: dict[str, Any] | None = None
+        self.reduction: Reduction | None = None
+
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Put the rule into the model that the strategy has wrapped.
+
+        Raises:
+            ValueError: the strategy is another one, or as `varangian.torch.robust`.
+        """
+        model = trainer.strategy.model
+        if not isinstance(model, DistributedDataParallel):
+            raise ValueError(
+                "trainer: should have the strategy ddp, whose gradients are averaged over processes. Found "
+                f"{type(trainer.strategy).__name__}."
+            )
+        self.reduction = self._put(model)
+        if self._state is not None:
+            self.reduction.load_state_dict(self._state)
+
+    def state_dict(self) -> dict[str, Any]:
+        return {} if self.reduction is None else {"reduction": self.reduction.state_dict()}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        self._state = state_dict.get("reduction")

@@ -1,0 +1,63 @@
+"""`varangian.lightning.Robust`: a rule in the strategy ddp, on real ranks."""
+
+import json
+import os
+import pathlib
+import subprocess
+import sys
+import warnings
+
+import pytest
+import torch
+from tests.extent import patience
+
+pytest.importorskip("lightning", reason="Lightning is not installed (pip install 'varangian[lightning]')")
+
+with warnings.catch_warnings():
+    warnings.simplefilter("ignore")
+    import lightning.pytorch as lightning
+
+from varangian.lightning import Robust
+
+RANKS = pathlib.Path(__file__).with_name("ranks.py")
+
+
+@pytest.mark.slow
+@pytest.mark.exhaustive  # tests/torch keep the promise for the hook itself
+def test_a_wrong_rank_has_no_weight_and_parameters_are_the_same_on_all(tmp_path):
+    ran = subprocess.run(
+        [sys.executable, RANKS, tmp_path, "robust"],
+        env={**os.environ, "OMP_NUM_THREADS": "1"},
+        cwd=tmp_path,
+        capture_output=True,
+        text=True,
+        timeout=patience(200),
+    )
+    assert ran.returncode == 0, ran.stderr[-3000:]
+    lines = [json.loads(line) for line in (tmp_path / "steps.jsonl").read_text().splitlines()]
+    assert len(lines) == 4
+    assert all(line["weights"][1] == 0 for line in lines)
+    ranks = [torch.load(tmp_path / f"rank-{rank}.pt", weights_only=True) for rank in range(3)]
+    assert torch.equal(ranks[0], ranks[1])
+    assert torch.equal(ranks[0], ranks[2])
+    assert ranks[0].abs().max() < 10
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_another_strategy_is_an_error(tmp_path):
+    trainer = lightning.Trainer(
+        accelerator="cpu", logger=False, max_steps=1, callbacks=[Robust()], default_root_dir=tmp_path
+    )
+    module = lightning.LightningModule()
+    module.net = torch.nn.Linear(3, 1)
+    module.training_step = lambda batch, _: module.net(batch).sum()
+    module.configure_optimizers = lambda: torch.optim.SGD(module.parameters(), 0.1)
+    with pytest.raises(ValueError, match="should have the strategy ddp"):
+        trainer.fit(module, torch.utils.data.DataLoader(torch.rand(4, 3)))
+
+
+def test_the_state_is_that_of_the_reduction():
+    robust = Robust()
+    assert robust.state_dict() == {}
+    robust.load_state_dict({"reduction": {"version": 1}})
+    assert robust._state == {"version": 1}
