@@ -86,8 +86,8 @@ class Worker(Callback):
         """
         if trainer.world_size > 1:
             raise ValueError(
-                f"trainer: should have one process, which is one worker. Found {trainer.world_size}: start a "
-                "Trainer with devices=1 for each worker."
+                f"trainer: should have one process, which is one worker. Found {trainer.world_size}: start "
+                "a Trainer with devices=1 for each worker."
             )
         if len(trainer.optimizers) > 1:
             raise ValueError(

@@ -107,7 +107,7 @@ class RemoteSteps:
 
 
 class RemoteOptimizer(torch.optim.Optimizer):
-    """An optimizer whose step pushes the gradients: the server takes the step, with an optimizer of its own.
+    """An optimizer whose step pushes the gradients: the server takes the step, with its own optimizer.
 
     Its learning rate has no meaning, and is there for what asks every optimizer for one.
     """
