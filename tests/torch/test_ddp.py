@@ -223,6 +223,28 @@ def test_a_static_graph(view, tmp_path):
         check([answer[place] for answer in answers], aggregator_from(spec, "aggregator", f=f), 3e-6)
 
 
+def compiled(rank):
+    """Steps of a compiled model with the hook, and of the same one that is not compiled."""
+    found = []
+    for compile in (False, True):
+        torch.manual_seed(7)
+        model = Net()
+        wrapped = DistributedDataParallel(model)  # dynamo takes no bucket that is smaller than the first
+        robust(wrapped, "arc+caf", 1, on_suspect=print)
+        called = torch.compile(wrapped, backend="aot_eager") if compile else wrapped
+        for place in range(3):
+            model.zero_grad()
+            (called(batch(rank, place), True) * (-1000.0 if rank == 1 else 1.0)).backward()
+        found.append(flat([p.grad for p in model.parameters()]))
+    return float((found[0] - found[1]).abs().max() / found[0].abs().max())
+
+
+@pytest.mark.slow
+@pytest.mark.exhaustive
+def test_a_compiled_model(tmp_path):
+    assert max(on_ranks(3, compiled, tmp_path)) < 1e-5
+
+
 def decides_by_bucket(rank, spec):
     """Steps with a decision for each bucket, and the rule on the gathered gradients of each."""
     import torch.distributed as dist
