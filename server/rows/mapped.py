@@ -20,6 +20,7 @@ from varangian.protos.encoding import FLOAT32, TORCH, RowDtype
 from varangian.server.rows.latest_store import NoRoom, format_bytes
 
 SETTING = "server.rows_folder"
+BLOCK = 1 << 20
 SPACE = "Free some space, use another folder, or keep half as much with server.rows=bfloat16."
 
 
@@ -66,7 +67,7 @@ class MappedPlan:
         self.check_room()
         try:
             with tempfile.TemporaryFile(dir=self.folder) as file:
-                os.posix_fallocate(file.fileno(), 0, self.bytes)
+                _allocate(file.fileno(), self.bytes)
                 matrix = np.memmap(file, np.uint8, "r+", shape=(self.count, self.bytes // self.count))
         except OSError as error:
             raise NoRoom(self._lack(f"The system says: {error.strerror or error}.")) from error
@@ -75,3 +76,17 @@ class MappedPlan:
     def _lack(self, found: str) -> str:
         size = format_bytes(self.bytes)
         return f"The disk of {self.folder} should take {size} for {self.count} vectors. {found} {SPACE}"
+
+
+def _allocate(file: int, size: int) -> None:
+    """Have the system find room for so many bytes of a new file.
+
+    Raises:
+        OSError: there is none.
+    """
+    if hasattr(os, "posix_fallocate"):
+        os.posix_fallocate(file, 0, size)
+        return
+    zeros, at = bytes(min(size, BLOCK)), 0  # as on macOS
+    while at < size:
+        at += os.pwrite(file, zeros[: size - at], at)

@@ -245,9 +245,10 @@ def test_work_that_hangs_is_left_behind():
 # A run on this machine
 
 
-def test_a_run_that_can_start_here(varangian):
-    code, found, said = doctor(varangian, *SMALL, "server.data_port=null", "worker.per_process=4")
-    names = (*HERE, "settings", "data", "memory", "threads", "output", "temporary", "ports")
+def test_a_run_that_can_start_here(varangian, tmp_path):
+    rows = f"server.rows_folder={tmp_path}"
+    code, found, said = doctor(varangian, *SMALL, "server.data_port=null", "worker.per_process=4", rows)
+    names = (*HERE, "settings", "data", "memory", "threads", "output", "rows", "temporary", "ports")
     assert (code, found) == (0, dict.fromkeys(names, "PASSED"))
     assert "4 workers, f = 1: the rule's condition holds with" in said
     assert "1 worker processes about " in said
@@ -344,6 +345,25 @@ def test_room_and_speed(monkeypatch, tmp_path, free, speed, given, result, said)
     found = disk.check_output(tmp_path, *given)
     assert found.result == result
     assert said in found.text
+
+
+@pytest.mark.parametrize(
+    ("free", "speed", "needed", "result", "said"),
+    [
+        (9e9, 1e9, None, "PASSED", "9.0 GB free, 1.0 GB a second"),
+        (9e9, 1e9, 8 * 10**9, "PASSED", "the vectors of a round take 8.0 GB"),
+        (9e9, 1e9, 10**10, "FAIL", "and the vectors of a round take 10 GB"),
+        (9e9, 1e6, 10**9, "NOTE", "That is slow"),
+    ],
+)
+def test_room_for_the_rows(monkeypatch, tmp_path, free, speed, needed, result, said):
+    monkeypatch.setattr(disk, "_measure", lambda folder, blocks: (int(free), speed))
+    monkeypatch.setattr(disk, "SLOW", 20e6)
+    found = disk.check_rows(tmp_path, needed)
+    assert found.result == result
+    assert said in found.text
+    missing = disk.check_rows(tmp_path / "missing", needed)
+    assert (missing.result, "there is no such folder" in missing.text) == ("FAIL", True)
 
 
 def test_nothing_is_left_in_a_folder_that_was_tried(tmp_path):

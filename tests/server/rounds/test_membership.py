@@ -2,6 +2,7 @@
 
 import asyncio
 from dataclasses import replace
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -15,6 +16,7 @@ from varangian.server.protocol.state import RunPolicy
 from varangian.server.rounds.membership import MemberChange
 from varangian.server.rows.delta_sum import DeltaSum
 from varangian.server.rows.latest import LatestVectors
+from varangian.server.rows.latest_store import NoRoom
 from varangian.server.training.learner import Learner
 from varangian.server.training.optimizers import Sgd
 
@@ -117,6 +119,22 @@ async def test_more_workers_have_rows_of_their_own(time):
         assert len({slot.worker for slot in offered}) == 6
         for slot in offered:
             assert await run.coordinator.complete(slot) is None
+
+
+async def test_more_workers_have_rows_on_the_disk_or_do_not_come(time, tmp_path, monkeypatch):
+    async with Run(time, rows_folder=tmp_path) as run:
+        more, before = run.change((*NAMES, "w04", "w05"), f=0), run.coordinator.row_bytes
+        with monkeypatch.context() as full:
+            full.setattr("shutil.disk_usage", lambda path: SimpleNamespace(free=7))
+            with pytest.raises(NoRoom, match=r"for 2 vectors\. Found 7 bytes"):
+                await run.coordinator.make_room(more)
+        assert run.machine.policy.following is None
+        assert run.coordinator.row_bytes == before
+        await run.follow(more)
+        assert run.coordinator.row_bytes == before * 6 // 4
+        await run.round()
+        await run.round()
+        assert run.records[-1].pushes.keys() == {*NAMES, "w04", "w05"}
 
 
 async def test_an_expelled_worker_leaves_nothing_behind(time):

@@ -59,6 +59,28 @@ def test_a_full_disk_is_an_error_before_anything_is_written(tmp_path, monkeypatc
     assert [*tmp_path.iterdir()] == []
 
 
+def test_a_system_that_cannot_allocate_is_given_zeros(tmp_path, monkeypatch):
+    monkeypatch.delattr(os, "posix_fallocate")
+    write, sizes = os.pwrite, []
+
+    def counting(fd, data, at):
+        sizes.append(len(data))
+        return write(fd, data[: len(data) // 2 or 1], at)
+
+    monkeypatch.setattr(os, "pwrite", counting)
+    rows = MappedPlan(tmp_path, 3, D).allocate()
+    assert rows.shape == (3, D)
+    assert not rows.any()
+    assert len(sizes) > 2
+
+    def full(fd, data, at):
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr(os, "pwrite", full)
+    with pytest.raises(NoRoom, match="No space left on device"):
+        MappedPlan(tmp_path, 3, D).allocate()
+
+
 def test_a_disk_without_room_is_refused_before_a_file_is_made(tmp_path, monkeypatch):
     monkeypatch.setattr(shutil, "disk_usage", lambda _: shutil._ntuple_diskusage(100, 21, 79))
     with pytest.raises(NoRoom, match=r"should take 800 kB for 2 vectors\. Found 79 bytes\."):

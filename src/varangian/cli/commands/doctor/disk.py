@@ -13,7 +13,7 @@ from varangian.cli.commands.doctor.finding import Finding, fail, note, passed, w
 from varangian.files import fsync, user_path
 from varangian.resources import readable
 
-OUTPUT, TEMPORARY, STATE = "output", "temporary", "state"
+OUTPUT, TEMPORARY, STATE, ROWS = "output", "temporary", "state", "rows"
 PATIENCE = 20.0
 """Seconds after which a folder does not answer."""
 BLOCK, MOST, LONGEST = 1 << 20, 32, 2.0
@@ -65,6 +65,34 @@ def check_output(
             OUTPUT, found, "That is slow: a local disk is better for checkpoints than a shared one."
         )
     return passed(OUTPUT, found)
+
+
+def check_rows(folder: Path, needed: int | None) -> Finding:
+    """The folder of the file in which the vectors of a round lie.
+
+    Args:
+        folder: that has to exist.
+        needed: bytes of the file, where the model is known.
+    """
+    try:
+        if not folder.is_dir():
+            raise NotADirectoryError(0, "there is no such folder")
+        free, speed = within(PATIENCE, lambda: _measure(folder, MOST))
+    except OSError as error:
+        advice = "Make the folder, or choose another place with server.rows_folder=DIR."
+        return fail(ROWS, f"{folder} should take the vectors of a round. {_said(error)}", advice)
+    found = f"{folder} can be written, {readable(free)} free, {readable(round(speed))} a second"
+    if needed is None:
+        return passed(ROWS, found)
+    if free < needed:
+        return fail(
+            ROWS,
+            f"{found}, and the vectors of a round take {readable(needed)}",
+            "Make room, choose another place with server.rows_folder=DIR, or set server.rows=bfloat16.",
+        )
+    if speed < SLOW:
+        return note(ROWS, found, "That is slow, and each round writes all vectors there and reads them.")
+    return passed(ROWS, f"{found}; the vectors of a round take {readable(needed)}")
 
 
 def check_temporary(bad: Callable[[str, str, str], Finding] = fail) -> Finding:

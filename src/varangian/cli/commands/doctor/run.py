@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Literal
 
-from varangian.cli.commands.doctor.disk import check_output, check_state, check_temporary
+from varangian.cli.commands.doctor.disk import check_output, check_rows, check_state, check_temporary
 from varangian.cli.commands.doctor.finding import Finding, fail, note, passed, within
 from varangian.config import RunConfig, advice
 from varangian.config.build import task
@@ -17,7 +17,9 @@ from varangian.launch.result import RunError
 from varangian.launch.server_run import (
     check_descriptors,
     describe_misfits,
+    mapped_plan,
     memory_budget,
+    rows_folder,
     snapshot_bytes,
     try_aggregator,
 )
@@ -166,6 +168,9 @@ def _disk(place: Place, d: int | None) -> Iterator[Finding]:
     kept = 0 if config.server.checkpoint is None else config.server.checkpoint.keep + BESIDE_BEST
     needed = kept * snapshot + MODELS * 4 * (d or 0)
     yield check_output(user_path(config.output).absolute(), needed, snapshot)
+    if (folder := rows_folder(config)) is not None:
+        plan = None if d is None else mapped_plan(config, d)
+        yield check_rows(folder, None if plan is None else plan.bytes)
     yield check_temporary()
 
 
