@@ -207,6 +207,8 @@ def test_the_token_of_the_metrics_port_is_in_the_secret_of_the_server(tmp_path):
     ports = found["Service", "trial-server"]["spec"]["ports"]
     assert {"name": endpoint["port"], "port": 9464} in ports
     assert "monitor.yaml" not in made()
+    assert "`https://trial-server:9464`" in (tmp_path / "README.md").read_text()
+    assert "## Metrics" not in made()["README.md"]
 
 
 def yaml_of(folder, files):

@@ -56,7 +56,7 @@ def render(config: RunConfig, options: Options) -> Sequence[File]:
             )
             raise ConfigError([Problem("workers", rule, len(plan.of(role)), hint)])
     return [
-        File("README.md", readme(plan, options, config.f)),
+        File("README.md", readme(config, plan, options)),
         File("base/kustomization.yaml", _head(options, *BASE) + dump(_base(config, plan, options))),
         File(
             f"base/{RUN}",
@@ -324,6 +324,18 @@ def _monitor(plan: Plan, options: Options) -> str:
     return head + dump(found)
 
 
+def _metrics(plan: Plan, name: str) -> str:
+    (port,) = [port.number for port in plan.server.ports if port.name == "metrics"]
+    return f"""## Metrics
+
+The page and metrics are at `https://{plan.places.server}:{port}` in the namespace, for whoever has the
+token that the first command makes; the Secret `{name}-monitor` has it, and the authority of the server's
+certificate. `kubectl apply -f monitor.yaml` tells the operator of Prometheus, whose pods have to be labelled
+`app.kubernetes.io/name: prometheus`, as its operator does: the NetworkPolicy lets in no others.
+
+"""
+
+
 def certs_command(plan: Plan) -> str:
     """The command that makes the certificates, in the folder of the deployment."""
     at = dataclasses.replace(plan.places, certs=f"base/{CREDENTIALS}", config=f"base/{RUN}")
@@ -332,7 +344,7 @@ def certs_command(plan: Plan) -> str:
     return shlex.join(moved.get(word, word) for word in words)
 
 
-def readme(plan: Plan, options: Options, f: int) -> str:
+def readme(config: RunConfig, plan: Plan, options: Options) -> str:
     """The page for a person."""
     name = options.name
     n, byzantine = len(plan.of("worker")), len(plan.of("byzantine"))
@@ -371,7 +383,7 @@ kubectl cp {name}-results:{plan.places.runs} runs
 kubectl delete -f results.yaml
 ```
 
-## Changes
+{_metrics(plan, name) if has_token(config) else ""}## Changes
 
 The pods of a Job cannot be changed. To change the run, its image or its resources, delete the Jobs. The
 volume stays: the server goes on with the newest run of the same settings, and ends at once if that is over.
