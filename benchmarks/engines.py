@@ -39,8 +39,6 @@ sys.path[:0] = [str(ROOT), str(ROOT / "src")]
 from varangian.bench.machine import load, machine  # noqa: E402
 
 VARANGIAN = [sys.executable, "-m", "varangian"]
-NAME = "engines"
-"""Of the run: that of its file."""
 PATIENCE = 300.0
 """Seconds for one run."""
 EACH = 0.25
@@ -82,7 +80,7 @@ def until(ended: Callable[[], bool], what: str) -> None:
 
 
 def deploy(engine: str, folder: Path, image: str | None = None) -> None:
-    words = ["deploy", engine, f"{NAME}.yaml", "-o", str(folder), "--force"]
+    words = ["deploy", engine, f"{folder.name}.yaml", "-o", str(folder)]
     said(*VARANGIAN, *words, *(() if image is None else ("--image", image)), cwd=folder.parent)
 
 
@@ -94,7 +92,7 @@ def processes(image: str) -> Iterator[tuple[Once, str]]:
     del image
 
     def once(folder: Path) -> tuple[float, str]:
-        words = [f"{NAME}.yaml", "backend=processes", "--format", "plain"]
+        words = [f"{folder.name}.yaml", "backend=processes", "--format", "plain"]
         lines = said(*VARANGIAN, "run", *words, f"output={folder / 'runs'}", cwd=folder.parent)
         return time.monotonic(), lines
 
@@ -225,20 +223,18 @@ def kubernetes(image: str) -> Iterator[tuple[Once, str]]:
             name, _, value = line.partition("=")
             os.environ[name] = value
         version, started = "the cluster of the tests", True
-    server = f"{NAME}-server"
 
-    def ended() -> dict[str, Any] | None:
+    def ended(server: str) -> bool:
         status = json.loads(said("kubectl", "get", "job", server, "-o", "json")).get("status", {})
-        over = ("Complete", "Failed")
-        found = [one for one in status.get("conditions") or [] if one["type"] in over]
-        return found[0] if found else None
+        return any(one["type"] in ("Complete", "Failed") for one in status.get("conditions") or [])
 
     def once(folder: Path) -> tuple[float, str]:
+        server = f"{folder.name}-server"
         try:
             words = ["base/credentials", "base/run.yaml", "--hosts", server]
             said(*VARANGIAN, "certs", "cluster", *words, cwd=folder)
             said("kubectl", "apply", "-k", "base", cwd=folder)
-            until(lambda: ended() is not None, "the Job of the server")
+            until(lambda: ended(server), "the Job of the server")
             return time.monotonic(), said("kubectl", "logs", f"job/{server}")
         finally:
             said("kubectl", "delete", "-k", "base", cwd=folder)
@@ -285,9 +281,10 @@ def last(lines: str, name: str) -> str:
 
 
 def measure(once: Once, engine: str, home: Path, image: str) -> dict[str, Any]:
-    folder = home / engine
-    shutil.rmtree(folder, ignore_errors=True)
+    # Names are new each time: what an engine still has of the last one is nothing to go on with.
+    folder = home / f"{engine}-{secrets.token_hex(3)}"
     folder.mkdir()
+    shutil.copy(home / "run.yaml", home / f"{folder.name}.yaml")
     if engine != "processes":
         deploy(engine, folder, image if engine != "slurm" else None)
     began = time.monotonic()
@@ -318,7 +315,7 @@ def main() -> None:
     with contextlib.ExitStack() as stack, tempfile.TemporaryDirectory() as temporary:
         home = Path(temporary)
         home.chmod(0o755)  # containers read the settings as a user of theirs
-        shutil.copy(asked.run, home / f"{NAME}.yaml")
+        shutil.copy(asked.run, home / "run.yaml")
         here: dict[str, Once] = {}
         for engine in asked.engines:
             try:

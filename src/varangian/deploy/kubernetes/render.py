@@ -330,8 +330,8 @@ def _metrics(plan: Plan, name: str) -> str:
 
 The page and metrics are at `https://{plan.places.server}:{port}` in the namespace, for whoever has the
 token that the first command makes; the Secret `{name}-monitor` has it, and the authority of the server's
-certificate. `kubectl apply -f monitor.yaml` tells the operator of Prometheus. The NetworkPolicy lets in pods
-with the label `app.kubernetes.io/name: prometheus`, which that operator gives to its own.
+certificate. `kubectl apply -f monitor.yaml` tells the operator of Prometheus. The NetworkPolicy lets in
+pods with the label `app.kubernetes.io/name: prometheus`, which that operator gives to its own.
 
 """
 
