@@ -1,0 +1,97 @@
+"""ResNet-18 with BatchNorm on CIFAR-10, eight workers of which two attack: buffers robust, local, refused.
+
+    VARANGIAN_CIFAR10=cifar10 python benchmarks/buffers.py --rounds 300 --json buffers.json
+
+The model is the one of `examples/own-resnet`, with augmentation and ResNet-18's eight blocks, but --width
+channels at first in place of 64, so that two cores train it. Attackers lie about statistics as about
+gradients: their whole vector is what the attack makes of it. `none` has no attackers. Simulated: the
+numbers are those of processes.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import sys
+import tempfile
+from pathlib import Path
+from typing import Any
+
+from varangian.config import load
+from varangian.launch import RunError, run
+from varangian.launch.output.run_result import RunResult
+
+EXAMPLE = Path(__file__).parents[1] / "examples" / "own-resnet"
+WAYS = (
+    ("robust", "none"),
+    ("robust", "sign_flip"),
+    ("local", "sign_flip"),
+    ("refuse", "sign_flip"),
+    ("robust", "alie"),
+    ("local", "alie"),
+)
+
+
+def settings(buffers: str, attack: str, options: argparse.Namespace) -> list[str]:
+    """One run, as `varangian run` takes it."""
+    attackers = [] if attack == "none" else ["byzantine.count=2", f"byzantine.attack={attack}"]
+    blocks = f"{{width: {options.width}, blocks: [2, 2, 2, 2], pixels: 4, mirror: true}}"
+    return [
+        *(f"buffers={buffers}", "workers=8", "f=2", "aggregator=nnm+trimmed_mean", *attackers),
+        f"data={{cifar10: {{path: {os.environ['VARANGIAN_CIFAR10']}, test_limit: {options.test}}}}}",
+        f"model={{custom: {{target: 'resnet:build', options: {blocks}}}}}",
+        *("partition=iid", f"worker.batch_size={options.batch}", "backend=simulate"),
+        *(f"rounds={options.rounds}", f"evaluate.every={options.every}"),
+        "optimizer={lr: 0.3, schedule: cosine}",
+    ]
+
+
+def outcome(given: list[str]) -> dict[str, Any]:
+    """The scores of a run, or why there is none."""
+    scores = list[dict[str, float]]()
+    with tempfile.TemporaryDirectory() as folder:
+        try:
+            result: RunResult = run(
+                load(None, [*given, f"output={folder}"]),
+                observe=lambda record: (
+                    scores.append({"round": record.round, "accuracy": record.accuracy, "loss": record.loss})
+                    if record.accuracy is not None and record.loss is not None
+                    else None
+                ),
+                note=lambda text: None,
+            )
+        except RunError as error:
+            return {"error": str(error)}
+    return {
+        "accuracy": result.accuracy,
+        "loss": result.loss,
+        "seconds": round(result.seconds, 1),
+        "digest": result.digest,
+        "scores": scores,
+    }
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
+    parser.add_argument("--rounds", type=int, default=300)
+    parser.add_argument("--every", type=int, default=50)
+    parser.add_argument("--width", type=int, default=8)
+    parser.add_argument("--batch", type=int, default=16)
+    parser.add_argument("--test", type=int, default=2000)
+    parser.add_argument("--json", type=Path)
+    options = parser.parse_args()
+    sys.path.insert(0, str(EXAMPLE))
+    command = " ".join(["VARANGIAN_CIFAR10=cifar10 python benchmarks/buffers.py", *sys.argv[1:]])
+    found: dict[str, Any] = {"command": command, "runs": []}
+    for buffers, attack in WAYS:
+        given = settings(buffers, attack, options)
+        ended = {"buffers": buffers, "attack": attack, **outcome(given)}
+        found["runs"].append(ended)
+        print(f"{buffers:7} {attack:10}", ended.get("error") or f"{ended['accuracy']:.1%}", flush=True)
+        if options.json is not None:
+            options.json.write_text(json.dumps(found, indent=1) + "\n")
+
+
+if __name__ == "__main__":
+    main()
