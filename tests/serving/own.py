@@ -2,14 +2,13 @@
 
 import asyncio
 import threading
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from itertools import pairwise
 
 import torch
 from tests.extent import patience
 from torch import nn
 
-from varangian.protos.identity.bundle import Bundle
 from varangian.worker.training.flat import layout_of
 from varangian.worker.transport.client import Client, Finished
 
@@ -43,19 +42,27 @@ def workers(address, proofs, module, vector=pull_to_zero, layout=None):
     """Workers in a thread, which end with the run; gives the rounds of each, and why they ended."""
     seen, reasons, layout = {}, {}, layout or layout_of(module)
 
+    made = {}
+
     async def all_of_them():
+        made.update(loop=asyncio.get_running_loop(), task=asyncio.current_task())
         ended = await asyncio.gather(
             *(work(address, name, proof, layout, vector, seen) for name, proof in proofs.items())
         )
         reasons.update(zip(proofs, ended, strict=True))
 
-    thread = threading.Thread(target=lambda: asyncio.run(all_of_them()))
+    def run():
+        with suppress(asyncio.CancelledError):
+            asyncio.run(all_of_them())
+
+    thread = threading.Thread(target=run)
     thread.start()
     try:
         yield seen, reasons
+    except BaseException:  # of a server that failed they would wait for the next one
+        with suppress(KeyError, RuntimeError):
+            made["loop"].call_soon_threadsafe(made["task"].cancel)
+        raise
     finally:
         thread.join(patience(30))
-        assert not thread.is_alive()
-
-
-__all__ = ["Bundle", "net", "pull_to_zero", "workers"]
+    assert not thread.is_alive()

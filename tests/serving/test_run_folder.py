@@ -52,23 +52,28 @@ def test_commands_read_the_folder(served, capsys, monkeypatch, tmp_path):
     assert varangian.read(result.folder).metrics == result.metrics
 
 
-REFUSED = (
-    ["run", "{folder}/config.yaml"],
-    ["server", "{folder}/config.yaml"],
-    ["run", "--resume", "{folder}", "rounds=9"],
-    ["server", "--resume", "{folder}", "rounds=9"],
+@pytest.mark.parametrize(
+    "command",
+    [
+        ["run", "--resume", "{folder}", "rounds=9"],
+        *(
+            pytest.param(command, marks=pytest.mark.exhaustive)
+            for command in (
+                ["run", "{folder}/config.yaml"],
+                ["server", "{folder}/config.yaml"],
+                ["server", "--resume", "{folder}", "rounds=9"],
+            )
+        ),
+    ],
 )
-
-
-def test_commands_that_need_the_model_refuse_in_one_sentence(served, capsys, monkeypatch, tmp_path):
+def test_commands_that_need_the_model_refuse_it(served, capsys, monkeypatch, tmp_path, command):
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("VARANGIAN_SECRET", "0123456789abcdef")
     module = net()
     result, *_ = served(module)
-    for command in REFUSED:
-        assert main([part.format(folder=result.folder) for part in command]) != 0
-        said = capsys.readouterr().err
-        assert re.search(r"varangian: `data` own: .* Only the one that has served it goes on with it", said)
+    assert main([part.format(folder=result.folder) for part in command]) != 0
+    said = capsys.readouterr().err
+    assert re.search(r"varangian: `data` own: .* Only the one that has served it goes on with it", said)
     again, *_ = served(module, rounds=5, start={"resume": result.folder})
     assert (again.rounds, again.folder) == (5, result.folder)
 

@@ -86,12 +86,6 @@ def test_an_evaluation_sees_the_parameters_of_the_round_in_evaluation_mode(serve
     )
 
 
-@pytest.mark.parametrize("value", [0.25, torch.tensor(0.25), torch.tensor([0.25]), True])
-def test_a_number_is_the_score(served, value):
-    result, *_ = served(rounds=1, evaluate=lambda model: value)
-    assert result.metrics == {"score": float(value)}
-
-
 def test_a_failing_evaluation_is_nan_and_said_once(served):
     calls = []
 
@@ -109,20 +103,9 @@ def test_a_failing_evaluation_is_nan_and_said_once(served):
     assert "test_server.py, line" in said
 
 
-@pytest.mark.parametrize(
-    ("returned", "said"),
-    [
-        (None, "should return a number, or a mapping of names to numbers .* Found NoneType"),
-        ({"accuracy": "high"}, "Found str for 'accuracy'"),
-        ({3: 1.0}, "Found the name 3"),
-        ({"round": 1.0}, "names of their own, that can be printed. Found 'round'"),
-        (torch.zeros(2), "Found Tensor"),
-        ({f"s{i}": 0.0 for i in range(300)}, "at most 200 scores. Found 300"),
-    ],
-)
-def test_what_is_no_score_is_named_before_the_run(served, tmp_path, returned, said):
-    with pytest.raises(RunError, match=said):
-        served(evaluate=lambda model: returned)
+def test_an_evaluation_that_fails_at_once_is_named_before_the_run(served, tmp_path):
+    with pytest.raises(RunError, match=r"`evaluate` failed: ZeroDivisionError: .*test_server.py, line"):
+        served(evaluate=lambda model: 1 / 0)
     assert not (tmp_path / "runs").exists()
 
 
@@ -250,3 +233,53 @@ def test_tokens_are_those_of_the_command(monkeypatch, tmp_path):
         server.token("carol")
     with pytest.raises(RunError, match="at least 16 bytes"):
         varangian.Server(net(), secret="short")
+
+
+def test_a_blocking_server_is_stopped_from_on_round_and_serves_again(tmp_path, capsys):
+    module, threads = net(), []
+
+    def on_round(record):
+        if record.round == 1:
+            server.stop("enough")
+
+    def ready(address):
+        def together():
+            with workers(address, {"w00": server.token("w00")}, module):
+                pass
+
+        threads.append(threading.Thread(target=together))
+        threads[-1].start()
+
+    server = varangian.Server(module, workers=1, f=0, rounds=10**6, aggregator="mean", output=str(tmp_path),
+                              on_round=on_round)  # fmt: skip
+    for format in (None, "plain"):
+        result = server.serve(ready=ready, format=format)
+        assert (result.outcome, result.reason) == ("interrupted", "enough")
+    assert "enough" in capsys.readouterr().out
+    server.stop("nothing is served")
+    for thread in threads:
+        thread.join(patience(30))
+
+
+def test_on_round_that_hangs_is_not_waited_for_long(served, monkeypatch):
+    monkeypatch.setattr("varangian.serving.work.END", 0.2)
+    go_on = threading.Event()
+    result, *_, notes = served(on_round=lambda record: go_on.wait(patience(60)))
+    go_on.set()
+    assert result.outcome == "finished"
+    assert "warning: `on_round` has not taken the end of the run in time" in notes
+    assert "warning: `on_round` was not called for 3 of 4 rounds" in notes
+
+
+def test_a_configuration_of_a_whole_experiment_stands_below(tmp_path):
+    file = tmp_path / "experiment.yaml"
+    file.write_text(
+        "workers: 5\nf: 1\nmodel: cnn\ndata: cifar10\npartition: {dirichlet: {alpha: 0.1}}\n"
+        "byzantine: {count: 1, attack: sign_flip}\naggregator: nnm+krum\noptimizer: {name: adam, lr: 0.5}\n"
+        "worker: {momentum: 0.5}\n"
+    )
+    config = varangian.Server(net(), config=file, optimizer__lr=0.25, workers=6).config
+    assert (config.workers, config.f, config.optimizer.lr, config.worker.momentum) == (6, 1, 0.25, 0.5)
+    plain = config.resolved()
+    assert (plain["model"], plain["data"]) == ({"own": {"name": "Sequential"}}, {"own": {}})
+    assert config.byzantine.count == 0

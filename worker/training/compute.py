@@ -19,7 +19,7 @@ from torch import Tensor
 
 from varangian.own_classes import is_own, named
 from varangian.plugins import InputError
-from varangian.protos.layout import Fragments, Layout, LayoutError, fragments_of
+from varangian.protos.layout import BUFFER, Fragments, Layout, LayoutError, fragments_of
 from varangian.protos.shared_settings import SharedSettings
 from varangian.state_file import Tree
 from varangian.structured_logs import event
@@ -174,6 +174,11 @@ class WorkerCompute:
     @property
     def layout(self) -> Layout:
         return self.trainer.layout
+
+    @property
+    def state_names(self) -> tuple[str, ...]:
+        """The names in the state of the model of the entries of the layout, in their order."""
+        return tuple(name.removeprefix(BUFFER) for name, _ in self.layout.entries)
 
     @property
     def classes(self) -> int | None:

@@ -24,6 +24,11 @@ class ModelSide(Protocol):
         ...
 
     @property
+    def state_names(self) -> tuple[str, ...]:
+        """The names in the state of the model of the entries of the layout, in their order."""
+        ...
+
+    @property
     def score_names(self) -> tuple[str, ...]:
         """The names of all scores of an evaluation but the loss, in order; known after `rehearse`."""
         ...

@@ -810,7 +810,7 @@ def memory_budget(config: RunConfig, model_side: ModelSide) -> MemoryBudget:
         latest=config.participation.latest_plan(config.workers, d),
         lane=config.server.data_port is not None,
         evaluation=model_side.evaluation_bytes,
-        rest=model_side.state_bytes - 4 * d,
+        rest=max(0, model_side.state_bytes - 4 * d),
         simulated=simulated_bytes(config, d),
         snapshot=snapshot_bytes(config, d),
     )

@@ -17,9 +17,9 @@ import torch
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _NormBase  # pyright: ignore[reportPrivateUsage]
 
-from varangian.client.model import ModelVector, unwrapped
+from varangian.client.model import ModelVector, plain_name, unwrapped
 from varangian.plugins import InputError, guard
-from varangian.protos.layout import Layout
+from varangian.protos.layout import BUFFER, Layout
 from varangian.protos.shared_settings import SharedSettings
 from varangian.resources import peak_memory, resident_memory
 from varangian.worker.training.buffers.vector import BufferMode, ModelBuffers
@@ -93,6 +93,13 @@ class OwnModule:
     def layout(self) -> Layout:
         found = self._vector.with_buffers if self._travel else None
         return self._vector.layout if found is None else found
+
+    @property
+    def state_names(self) -> tuple[str, ...]:
+        """Those of the layout are without the names of compiled parts."""
+        named = [*self._inner.named_parameters(), *self._inner.named_buffers()]
+        known = {plain_name(name): name for name, _ in named}
+        return tuple(known[name.removeprefix(BUFFER)] for name, _ in self.layout.entries)
 
     @property
     def name(self) -> str:
@@ -245,7 +252,7 @@ def _numbers(found: Any) -> Iterator[tuple[str, float]]:
             except MetricError:
                 rule = "`evaluate` should give scores names of their own, that can be printed"
                 raise InputError(f"{rule}. Found {name!r:.100}.") from None
-        yield name, _number(value, f" for {name!r}")
+        yield name, _number(value, f" for {name!r:.100}")
 
 
 def _number(value: Any, of: str) -> float:

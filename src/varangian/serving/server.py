@@ -132,6 +132,7 @@ class Server:
         self._on_round = on_round
         self._secret = _secret(secret)
         self._serving = threading.Lock()
+        self._work_now: Work | None = None
         self._config = self._configured({}, config)
 
     @property
@@ -151,6 +152,15 @@ class Server:
         if name not in self._config.worker_names:
             raise ValueError(f"`name` should be a worker of the run. Found {name!r}.")
         return f"{name}:{make_token(name, self._secret)}"
+
+    def stop(self, reason: str = "stopped by the program") -> None:
+        """End the run that is served after the round in hand, from any thread, as from `on_round`.
+
+        Its workers hear the reason. It can go on later, with `resume`.
+        """
+        work = self._work_now
+        if work is not None:
+            work.stop(reason)
 
     def serve(
         self,
@@ -314,7 +324,9 @@ class Server:
                 raise _OverError(found, str(error)) from error
             raise
         path = None if folder is None else user_path(folder)
-        return Work(config, self._model, identity, self._on_round, say, path, resumed, self._serving)
+        work = Work(config, self._model, identity, self._on_round, say, path, resumed, self._serving)
+        self._work_now = work
+        return work
 
 
 class _OverError(RunError):

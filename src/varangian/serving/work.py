@@ -60,6 +60,8 @@ class Work:
     def stop(self, reason: str) -> None:
         """End the run for good after the round in hand; from any thread."""
         with self._lock:
+            if self.held is None:  # it is over
+                return
             self._stop = self._stop or reason
             if self._loop is not None:
                 self._loop.call_soon_threadsafe(self._obey)

@@ -19,7 +19,6 @@ from varangian.config import load as load_config
 from varangian.files import user_path
 from varangian.launch.model_side import ModelSide
 from varangian.launch.result import RunError
-from varangian.protos.layout import BUFFER
 
 PARAMETERS = "parameters.safetensors"
 AVERAGE = "ema.safetensors"
@@ -33,7 +32,7 @@ def pack_state(model_side: ModelSide, parameters: Tensor) -> bytes:
     The metadata say how to build the model again, and which entries, in their order, make the flat vector
     that the digest is of.
     """
-    trained = [name.removeprefix(BUFFER) for name, _ in model_side.layout.entries]
+    trained = [*model_side.state_names]
     flat = parameters.detach().to("cpu", torch.float32).contiguous()
     known = {
         "digest": hashlib.blake2b(flat.numpy().data, digest_size=16).hexdigest(),
