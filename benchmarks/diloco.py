@@ -81,6 +81,7 @@ class Result:
     """d, of the model."""
     seconds: float
     digest: str
+    settings: tuple[str, ...] = ()
 
 
 def carried_out(job: Job) -> Result:
@@ -112,6 +113,7 @@ def carried_out(job: Job) -> Result:
         numbers,
         round(time.perf_counter() - began, 1),
         result.digest,
+        job.settings,
     )
 
 
@@ -135,17 +137,18 @@ def jobs(args: argparse.Namespace) -> Iterator[Job]:
                     f"wire.dtype={args.wire}",
                     f"byzantine.count={2 if attacks else 0}",
                     f"byzantine.attack={ATTACKS[attack] if attacks else 'null'}",
+                    *([f"server.fragments={args.fragments}"] if args.fragments > 1 else []),
                     *args.set,
                 ),
             )
 
 
-def traffic(numbers: int, wire: str, steps: int, workers: int) -> dict[str, float]:
+def traffic(numbers: int, args: argparse.Namespace, workers: int = 8) -> dict[str, float]:
     """Bytes of one worker for each step of training: what it sends and gets here, and in a ring of DDP."""
-    of_push = {"float32": 4.0, "bfloat16": 2.0, "int8": 1 + 4 / 256}[wire]
+    of_push = {"float32": 4.0, "bfloat16": 2.0, "int8": 1 + 4 / 256}[args.wire]
     return {
-        "push": round(numbers * of_push / steps),
-        "pull": round(numbers * 4 / steps),
+        "push": round(numbers * of_push / args.steps / args.fragments),
+        "pull": round(numbers * 4 / args.steps),
         "ddp_sent": round(2 * (workers - 1) / workers * 4 * numbers),
         "ddp_received": round(2 * (workers - 1) / workers * 4 * numbers),
     }
@@ -155,7 +158,7 @@ def table(results: Sequence[Result], args: argparse.Namespace) -> str:
     found = {(result.rule, result.attack): result for result in results}
     lines = [["attack", *args.rules], ["---"] * (1 + len(args.rules))]
     for attack in args.attacks:
-        cells = [found[rule, attack].loss for rule in args.rules]
+        cells = [found[rule, attack].loss if (rule, attack) in found else math.nan for rule in args.rules]
         lines.append([attack, *("diverged" if loss is None else f"{loss:.3f}" for loss in cells)])
     return "\n".join(f"| {' | '.join(line)} |" for line in lines)
 
@@ -167,7 +170,8 @@ def arguments() -> argparse.Namespace:
     rules = ["flag", "nnm+trimmed_mean", "mean", "median_norm"]
     parser.add_argument("--rules", nargs="+", default=rules, help="as `aggregator` takes them")
     parser.add_argument("--attacks", nargs="+", default=[*ATTACKS], choices=ATTACKS)
-    parser.add_argument("--steps", type=int, default=20, help="H, inner steps of a round; by default 20")
+    parser.add_argument("--steps", type=int, default=20, help="inner steps of a round; by default 20")
+    parser.add_argument("--fragments", type=int, default=1, help="P, of the parameters; by default 1")
     parser.add_argument("--rounds", type=int, default=25)
     parser.add_argument("--wire", default="float32", choices=["float32", "bfloat16", "int8"])
     parser.add_argument("--seed", type=int, default=1)
@@ -177,29 +181,44 @@ def arguments() -> argparse.Namespace:
     return parser.parse_args()
 
 
+def kept(path: Path | None) -> list[Result]:
+    """Results of earlier calls."""
+    if path is None or not path.exists():
+        return []
+    found = json.loads(path.read_text())["results"]
+    return [Result(**one | {"settings": tuple(one["settings"])}) for one in found]
+
+
+def keep(args: argparse.Namespace, results: Sequence[Result]) -> None:
+    if args.json is None:
+        return
+    document = {
+        "command": f"python benchmarks/diloco.py {' '.join(sys.argv[1:])}",
+        "python": platform.python_version(),
+        "torch": torch.__version__,
+        "bytes_per_step": traffic(results[0].numbers, args),
+        "results": [asdict(result) for result in results],
+    }
+    args.json.write_text(json.dumps(document, indent=1) + "\n")
+
+
 def main() -> None:
     args = arguments()
-    results: list[Result] = []
+    results, wanted = kept(args.json), [*jobs(args)]
+    done = {(result.rule, result.attack, result.settings) for result in results}
+    missing = [job for job in wanted if (job.rule, job.attack, job.settings) not in done]
     with ProcessPoolExecutor(args.jobs, mp_context=get_context("spawn")) as pool:
-        for future in as_completed([pool.submit(carried_out, job) for job in jobs(args)]):
+        for future in as_completed([pool.submit(carried_out, job) for job in missing]):
             result = future.result()
             results.append(result)
+            keep(args, results)
             loss = "diverged" if result.loss is None else f"{result.loss:.4f}"
             print(
                 f"{result.attack}, {result.rule}: {loss}, {result.rounds} rounds, {result.seconds} s",
                 flush=True,
             )
-    bytes = traffic(results[0].numbers, args.wire, args.steps, 8)
+    bytes = traffic(results[0].numbers, args)
     print(f"\n{table(results, args)}\n\nbytes of a worker for each step: {bytes}")
-    if args.json:
-        kept = {
-            "command": f"python benchmarks/diloco.py {' '.join(sys.argv[1:])}",
-            "python": platform.python_version(),
-            "torch": torch.__version__,
-            "bytes_per_step": bytes,
-            "results": [asdict(result) for result in results],
-        }
-        args.json.write_text(json.dumps(kept, indent=1) + "\n")
 
 
 if __name__ == "__main__":
