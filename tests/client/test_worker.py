@@ -15,6 +15,7 @@ from varangian import ClientError, Outcome
 from varangian.aggregators.rules.krum import Krum
 from varangian.client import session
 from varangian.protos.contract import Terms
+from varangian.protos.encoding import Encoding, rounding_seed
 from varangian.server.identity.tls import Security
 from varangian.worker.transport.client import Client
 from varangian.worker.transport.results import Receipt
@@ -256,6 +257,19 @@ def test_vectors_beside_the_calls(secure, bundles):
         assert worker.push_async(vector).result(patience(10))
         worker.pull()
     assert torch.equal(rig.rows[1]["w00"], vector)
+
+
+def test_vectors_are_rounded_as_the_server_asks():
+    module = nn.Linear(300, 200)
+    with serving(module, dtype="int8") as rig, rig.connect(module) as worker:
+        vector = torch.randn(worker.layout.numel)
+        worker.pull()
+        assert worker.push(vector)
+        worker.pull()
+        encoding = Encoding(len(vector), "int8")
+        payload = encoding.encode(vector, rounding_seed("w00", 0))
+        assert torch.equal(rig.rows[0]["w00"], encoding.decode(payload))
+        assert torch.equal(worker.parameters, 0.0 - encoding.decode(payload))
 
 
 def test_a_worker_that_computes_for_long_calls_now_and_then(monkeypatch):
