@@ -39,7 +39,7 @@ def test_processes_of_distributed_data_parallel_are_one_worker(tmp_path):
     )
     shown = "\nfor name, p in module.named_parameters(): print(name, p.flatten().tolist())\n"
     (tmp_path / "program.py").write_text(PROGRAM + loop + shown)
-    with serving(model()) as rig:
+    with serving(model(), lr=0.25) as rig:
         ranks = [
             subprocess.Popen(
                 [
