@@ -64,7 +64,7 @@ class JoinRequest(_message.Message):
     def __init__(self, protocol: _Optional[int] = ..., layout: _Optional[str] = ..., software: _Optional[str] = ..., common: _Optional[str] = ...) -> None: ...
 
 class JoinReply(_message.Message):
-    __slots__ = ("protocol", "run_id", "round", "chunk_bytes", "message_limit", "dtype", "data_port", "inline", "epoch", "resumed_at", "checkpoint_every", "checkpoint_keep", "parent", "momentum", "deadline", "buffers", "fragments")
+    __slots__ = ("protocol", "run_id", "round", "chunk_bytes", "message_limit", "dtype", "data_port", "inline", "epoch", "resumed_at", "checkpoint_every", "checkpoint_keep", "parent", "momentum", "deadline", "buffers", "fragments", "finished")
     PROTOCOL_FIELD_NUMBER: _ClassVar[int]
     RUN_ID_FIELD_NUMBER: _ClassVar[int]
     ROUND_FIELD_NUMBER: _ClassVar[int]
@@ -82,6 +82,7 @@ class JoinReply(_message.Message):
     DEADLINE_FIELD_NUMBER: _ClassVar[int]
     BUFFERS_FIELD_NUMBER: _ClassVar[int]
     FRAGMENTS_FIELD_NUMBER: _ClassVar[int]
+    FINISHED_FIELD_NUMBER: _ClassVar[int]
     protocol: int
     run_id: str
     round: int
@@ -99,7 +100,8 @@ class JoinReply(_message.Message):
     deadline: float
     buffers: int
     fragments: int
-    def __init__(self, protocol: _Optional[int] = ..., run_id: _Optional[str] = ..., round: _Optional[int] = ..., chunk_bytes: _Optional[int] = ..., message_limit: _Optional[int] = ..., dtype: _Optional[_Union[Dtype, str]] = ..., data_port: _Optional[int] = ..., inline: bool = ..., epoch: _Optional[int] = ..., resumed_at: _Optional[int] = ..., checkpoint_every: _Optional[int] = ..., checkpoint_keep: _Optional[int] = ..., parent: _Optional[str] = ..., momentum: _Optional[float] = ..., deadline: _Optional[float] = ..., buffers: _Optional[int] = ..., fragments: _Optional[int] = ...) -> None: ...
+    finished: str
+    def __init__(self, protocol: _Optional[int] = ..., run_id: _Optional[str] = ..., round: _Optional[int] = ..., chunk_bytes: _Optional[int] = ..., message_limit: _Optional[int] = ..., dtype: _Optional[_Union[Dtype, str]] = ..., data_port: _Optional[int] = ..., inline: bool = ..., epoch: _Optional[int] = ..., resumed_at: _Optional[int] = ..., checkpoint_every: _Optional[int] = ..., checkpoint_keep: _Optional[int] = ..., parent: _Optional[str] = ..., momentum: _Optional[float] = ..., deadline: _Optional[float] = ..., buffers: _Optional[int] = ..., fragments: _Optional[int] = ..., finished: _Optional[str] = ...) -> None: ...
 
 class PullRequest(_message.Message):
     __slots__ = ("run_id", "after", "chunk_bytes")

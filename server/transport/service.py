@@ -205,7 +205,17 @@ class Service:
             deadline=terms.deadline,
             buffers=self._contract.exact,
             fragments=terms.fragments,
+            finished=self._end_of_run(worker),
         ).SerializeToString()
+
+    def _end_of_run(self, worker: str) -> str:
+        """What a worker is told of the end of the run; empty while there is more to come."""
+        snapshot = self._coordinator.model
+        if not snapshot.finished or self._leaves():
+            return ""
+        self._told.add(worker)
+        self._heard.set()
+        return snapshot.reason
 
     @answer_refusals
     async def pull(self, call: Call) -> None:

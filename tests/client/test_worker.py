@@ -309,6 +309,25 @@ def test_what_a_sign_of_life_is_told_is_raised_by_the_next_call(monkeypatch):
                 worker.pull()
 
 
+def test_a_worker_that_computes_while_the_run_ends_hears_of_it(monkeypatch):
+    monkeypatch.setattr(session, "SIGN_OF_LIFE", 0.01)
+    module = model()
+    with serving(module, "w00", "w01", quorum=1, rounds=1, deadline=0.05) as rig:
+        worker = rig.connect(module)
+        zeros = torch.zeros(worker.layout.numel)
+        assert worker.pull()
+        with rig.connect(model(), "w01") as other:
+            assert other.pull()
+            assert other.push(zeros)
+            assert not other.pull()
+    # The server has ended: it has told this worker, too.
+    outcome = worker.push(zeros)
+    assert (outcome.accepted, outcome.code) == (False, "FINISHED")
+    assert not worker.pull()
+    assert worker.reason == "all 1 rounds are done"
+    worker.close()
+
+
 def test_a_server_that_is_gone_is_an_error_after_some_patience():
     module = model()
     with serving(module) as rig:

@@ -145,6 +145,8 @@ class Client:
         """The last round that was pulled from this run."""
         self._again: int | None = None
         """The round after which to pull although later ones were pulled: the server has lost them."""
+        self._over: Finished | None = None
+        """The end of the run, once a join has told it: the server may be gone soon."""
 
     @property
     def run(self) -> str:
@@ -223,6 +225,8 @@ class Client:
 
         async def attempt() -> Receipt:
             nonlocal tries
+            if self._over is not None:
+                return Receipt(False, Refusal.FINISHED.code, Refusal.FINISHED.sentence)
             while self._start == start:
                 if tries and not outgoing.digest:
                     await asyncio.to_thread(outgoing.compute_digest)
@@ -255,7 +259,7 @@ class Client:
         start = self._start
 
         async def attempt() -> None:
-            if self._start == start:
+            if self._start == start and self._over is None:
                 await self._decline(round, reason)
 
         await self._persistently(f"decline round {round}", attempt)
@@ -385,6 +389,7 @@ class Client:
             # A server that was started again begins anew, or does the rounds once more that it has lost.
             self._newest, self._again = -1, reply.round - 1
         self._contract = Contract(reply.run_id, self._layout, terms=terms)
+        self._over = Finished(escape(reply.finished, SENTENCE_LIMIT)) if reply.finished else None
         self._attendance.begin(reply.run_id)
         return reply.round
 
@@ -399,6 +404,8 @@ class Client:
 
     async def _pull(self, after: int) -> Pulled | Finished | None:
         """One pull; None when the server says to ask again."""
+        if self._over is not None:
+            return self._over
         request = ps_pb2.PullRequest(
             run_id=self._contract.run_id,
             after=after if self._again is None else min(after, self._again),

@@ -115,6 +115,7 @@ class Session:
                 await self._client.decline(unanswered, NO_PUSH)
             pulled = await self._client.pull(after)
             if isinstance(pulled, Finished):
+                self._life.cancel()  # the server may be gone from now on
                 return pulled
             return Given(pulled.round, pulled.parameters, self._client.run, self._client.terms)
 

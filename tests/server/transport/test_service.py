@@ -17,7 +17,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from tests.chunks import cut_chunks
-from tests.extent import examples
+from tests.extent import examples, patience
 
 from varangian.aggregators import Aggregator, Krum
 from varangian.protos import ps_pb2
@@ -498,6 +498,24 @@ async def test_whoever_joins_hears_of_the_starts_and_checkpoints_of_the_server()
     for terms in (told, None):
         async with world(terms=terms) as this, this.raw() as raw:
             assert Terms.of(await raw.join()) == (terms or Terms())
+
+
+async def test_who_joins_after_the_end_is_told_of_it_and_waited_for_no_longer():
+    limits = replace(LIMITS, grace=100.0)
+    async with (
+        world(rounds=1, limits=limits) as this,
+        this.raw("w00") as a,
+        this.raw("w01") as b,
+        this.raw("w02") as c,
+    ):
+        assert (await a.join()).finished == ""
+        for worker in (a, b, c):
+            await worker.push(0, torch.ones(8))
+        for worker in (a, b, c):
+            while not (said := (await worker.join()).finished):
+                await asyncio.sleep(0.01)
+            assert said == "all 1 rounds are done"
+        await asyncio.wait_for(this.ended, patience(20))
 
 
 async def test_a_worker_can_join_so_often():

@@ -28,7 +28,7 @@ class Script:
 
     def __init__(self, layout=LAYOUT, dtype=ps_pb2.DTYPE_FLOAT32):
         self.contract, self.dtype, self.round = Contract("run-1", layout), dtype, 4
-        self.data_port, self.inline, self.buffers = 0, False, 0
+        self.data_port, self.inline, self.finished, self.buffers = 0, False, "", 0
         self.steps = {"Join": [self.welcome], "Pull": [self.parameters], "Push": [self.counted]}
         self.steps["PullInline"] = [self.parameters_inline]
         self.seen = {name: [] for name in self.steps}
@@ -44,6 +44,7 @@ class Script:
             chunk_bytes=1 << 16,
             data_port=self.data_port,
             inline=self.inline,
+            finished=self.finished,
         )
 
     async def parameters(self, request, context):

@@ -58,6 +58,17 @@ async def test_every_call_is_of_one_session():
     assert script.seen["Pull"][0].run_id == "run-1"
 
 
+async def test_a_worker_that_hears_of_the_end_when_it_joins_makes_no_other_call():
+    script = Script()
+    async with joined(script) as client:
+        script.finished = "all done"
+        await client.join()
+        assert await client.pull(4) == Finished("all done")
+        assert (await client.push(4, VECTOR)).code == "FINISHED"
+        await client.decline(4, "no samples")
+    assert {name: len(calls) for name, calls in script.seen.items() if calls} == {"Join": 2}
+
+
 async def test_small_payloads_travel_in_one_message_each():
     script = Script()
     script.inline = True
