@@ -90,8 +90,8 @@ class _Units:
 
     @classmethod
     def of(cls, p: Sequence[float], block: Tensor) -> _Units:
-        """As precise as the values."""
-        wide = block.dtype == torch.float64
+        """As precise as the values, and more where many share the whole."""
+        wide = block.dtype == torch.float64 or len(p) > FEW
         scale = 1 << (50 if wide else 30)
         weights = [round(share * scale) for share in p]
         dtype = torch.int64 if wide else torch.int32
