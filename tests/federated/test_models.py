@@ -11,7 +11,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from varangian.aggregators import RULES, Aggregator, aggregator_from
+from varangian.aggregators.numeric.shares import WeightCap
 from varangian.federated.arrays import Layout, median_metrics
+from varangian.federated.claims import checked_cap, read_claims
 from varangian.federated.models import Models
 from varangian.federated.rounds import Round
 
@@ -127,6 +129,26 @@ def test_every_rule_says_what_it_needs(rule):
         return
     least = next(n for n in range(1, 100) if models.too_few(n) is None)
     assert f"at least {least} clients" in models.too_few(least - 1) if least > 1 else True
+
+
+def test_claims_that_are_no_positive_numbers_are_the_least_of_all():
+    claims = {"a": 7, "b": 3.5, "c": -1, "d": float("nan"), "e": None, "f": "x", "g": 10**400, "h": [1]}
+    weights = read_claims(claims)
+    assert weights == {"a": 7, "b": 3.5} | dict.fromkeys("cdefgh", 3.5)
+    assert read_claims({"a": 0, "b": None}) is None
+
+
+def test_weights_are_capped_or_there_is_no_update():
+    layout, sent = Layout.of(model()), {str(i): model(i) for i in range(5)}
+    weigh = {"0": 1e9, "1": 1.0, "2": 2.0, "3": 3.0, "4": 4.0}
+    models = Models("mean", 0, cap=checked_cap(0.4, "weights_cap"))
+    arrays, _ = models.aggregate(1, layout, sent, None, weigh=weigh)
+    capped = np.array([WeightCap(alpha_star=0.4).capped([*weigh.values()], 0)])
+    wanted = capped @ np.stack([flat(one) for one in sent.values()]) / capped.sum()
+    np.testing.assert_allclose(flat(arrays), wanted[0], rtol=1e-5)
+    two = dict([*sent.items()][:2])
+    assert models.aggregate(2, layout, two, None, weigh=weigh) == (None, ())
+    assert "cannot have so little as 0.4" in models.last.error
 
 
 @given(

@@ -16,6 +16,7 @@ from flwr.serverapp.exception import InconsistentMessageReplies
 from tests.flower.grid import InProcess, content, identified
 
 from varangian.aggregators import Aggregator, Krum, aggregator_from
+from varangian.aggregators.numeric.shares import WeightCap
 from varangian.flower import Robust
 
 NODES = [*range(101, 108)]
@@ -321,6 +322,35 @@ def test_an_attacker_has_no_influence_by_its_numbers():
     assert np.abs(result.arrays["weight"].numpy()).max() < 10
     assert robust.last.weights[str(BAD)] == 0
     assert robust.last.effective == pytest.approx(1)
+
+
+@pytest.mark.parametrize("claim", [10**18, -1, math.nan, [1.0], 1 << 63])
+def test_claimed_sizes_weigh_and_are_capped(claim):
+    sizes = {node: 10 * (node - 100) for node in NODES}
+
+    def reply(node, message):
+        record = honest(node, message)
+        if "arrays" in record:
+            record["metrics"]["num-examples"] = claim if node == BAD else sizes[node]
+        return Message(record, reply_to=message)
+
+    robust = Robust(flower.FedAvg(), "geometric_median", f=1, weights="num-examples", weights_cap=0.3)
+    result = robust.start(InProcess(NODES, reply), initial(), 1)
+    claims = [
+        claim if isinstance(claim, int) and claim > 0 else 10,
+        *(sizes[node] for node in NODES if node != BAD),
+    ]
+    capped = WeightCap(alpha_star=0.3).capped([float(one) for one in claims], 1)
+    weights = [
+        capped[0] if node == BAD else capped[1 + [n for n in NODES if n != BAD].index(node)]
+        for node in NODES
+    ]
+    rows = torch.tensor(np.stack([flat(trained(node, model(), 1), model()) for node in NODES]))
+    update = aggregator_from("geometric_median", "aggregator", f=1)(rows, weights=weights).vector.numpy()
+    found = {name: array.numpy() for name, array in result.arrays.items()}
+    np.testing.assert_allclose(flat(found, model())[:16], update[:16], rtol=1e-5, atol=1e-6)
+    with pytest.raises(ValueError, match="weights_cap: should be above 0"):
+        Robust(flower.FedAvg(), weights="num-examples", weights_cap=0.5)
 
 
 def test_a_second_reply_and_one_of_nobody_who_was_asked_are_ignored():

@@ -15,6 +15,7 @@ from nvflare.app_common.app_constant import AppConstants
 from nvflare.app_common.utils.fl_model_utils import FLModelUtils
 
 from varangian.aggregators import aggregator_from
+from varangian.aggregators.numeric.shares import WeightCap
 from varangian.nvflare import Robust
 
 SITES = [f"site-{i}" for i in range(1, 8)]
@@ -167,6 +168,25 @@ def test_weights_are_those_of_the_operator_and_steps_have_no_influence():
     assert robust.last.absent == {"site-99": "has no weight"}
     with pytest.raises(ValueError, match=r"weights\.a: should be a positive number"):
         Robust("mean", f=0, weights={"a": 0.0})
+
+
+def test_claimed_steps_weigh_and_are_capped():
+    def sent(i, site):
+        steps = 10**12 if site == BAD else 10 * (i + 1)
+        meta = {} if i == 6 else {"NUM_STEPS_CURRENT_ROUND": steps}
+        return result(site, model(i), ParamsType.DIFF, meta=meta)
+
+    robust = Robust("geometric_median", f=1, weights="steps", weights_cap=0.3)
+    answer = a_round(robust, [sent(i, site) for i, site in enumerate(SITES)])
+    claims = [10.0 if i == 6 else 1e12 if site == BAD else 10.0 * (i + 1) for i, site in enumerate(SITES)]
+    rule = aggregator_from("geometric_median", "aggregator", f=1)
+    weights = WeightCap(alpha_star=0.3).capped(claims, 1)
+    wanted = rule(rows_of([model(i) for i in range(7)]), weights=weights).vector.numpy()
+    np.testing.assert_allclose(flat(answer.params), wanted, rtol=1e-5, atol=1e-6)
+    a_round(robust, [sent(i, site) for i, site in enumerate(SITES[:3])])
+    assert "cannot have so little" in robust.last.error
+    with pytest.raises(ValueError, match=r"or 'steps'\. Found 'steps!'"):
+        Robust(weights="steps!")
 
 
 def test_a_site_is_who_the_server_says_and_counts_once():

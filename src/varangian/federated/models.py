@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import hashlib
 from collections import Counter
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +18,7 @@ from torch import Tensor
 
 from varangian.aggregators import AggregationError, Aggregator, aggregator_from
 from varangian.aggregators.base import by_place, uses_reference
+from varangian.aggregators.numeric.shares import WeightCap
 from varangian.federated.arrays import Arrays, Layout
 from varangian.federated.rounds import Round, appender
 
@@ -37,6 +38,7 @@ class Models:
         seed: of mixings that draw at random.
         on_round: called with the record of each round.
         log: a file to which each record is appended as a line of JSON.
+        cap: of weights; none by default.
 
     Raises:
         ConfigError: the aggregator is none.
@@ -52,7 +54,9 @@ class Models:
         seed: int = 0,
         on_round: Callable[[Round], None] | None = None,
         log: str | Path | None = None,
+        cap: WeightCap | None = None,
     ) -> None:
+        self._cap = cap
         self.aggregator = _checked(aggregator, f)
         self.seed = seed
         self.last: Round | None = None
@@ -119,7 +123,9 @@ class Models:
                     self._generator(number),
                     faults=len(bad),
                     blocks=layout.blocks,
-                    weights=None if weigh is None else [weigh[client] for client in (*clients, *bad)],
+                    weights=None
+                    if weigh is None
+                    else self._capped([weigh[one] for one in (*clients, *bad)]),
                 )
             except AggregationError as why:
                 bad.update(dict.fromkeys(_not_finite(clients, rows), NOT_FINITE))
@@ -140,6 +146,22 @@ class Models:
         names = kept if arrays is not None else ()
         self.last = Round(number, names, bad, dict(absent or {}), weights, spread, error or None)
         return arrays, names
+
+    def _capped(self, weights: Sequence[float]) -> Sequence[float]:
+        """The weights, none above the cap.
+
+        Raises:
+            AggregationError: the clients are too few for it.
+        """
+        if self._cap is None:
+            return weights
+        capped = self._cap.capped(weights, self.aggregator.tolerance or 0)
+        if capped is None:
+            raise AggregationError(
+                f"The heaviest of {len(weights)} clients cannot have so little as "
+                f"{self._cap.alpha_star} of the weight."
+            )
+        return capped
 
     def report(self) -> None:
         """Hand the record of the last round on."""

@@ -18,6 +18,7 @@ from numpy.typing import NDArray
 
 from varangian.aggregators import Aggregator
 from varangian.federated.arrays import Layout, median_metrics
+from varangian.federated.claims import checked_cap, read_claims
 from varangian.federated.models import Models
 from varangian.federated.rounds import Round
 from varangian.flower.memory import arrays_of, recalled, record_of, remembered, tensors_of
@@ -51,7 +52,8 @@ class Robust(Strategy):
     Each reply is compared with the model that was sent; a reply that cannot be used is dropped and counted,
     and never raises. The rule makes one model of the others, and the inner strategy gets it as the only
     reply, with the median of each metric and the weight 1: so FedAvgM, FedAdam, FedYogi, FedAdagrad and
-    strategies of your own go on as they are. How many examples a client claims to have has no influence.
+    strategies of your own go on as they are. How many examples a client claims to have has no influence,
+    unless `weights` says so.
 
     Args:
         inner: decides who is asked, and what becomes of the model.
@@ -60,6 +62,9 @@ class Robust(Strategy):
         seed: of mixings that draw at random.
         on_round: called with the record of each round, when the round is over.
         log: a file to which each record is appended as a line of JSON.
+        weights: the metric that says how much a client weighs, as "num-examples"; all weigh the same by
+            default. It is a claim: a client whose value is no positive number weighs as little as any.
+        weights_cap: the share of the weight that the f heaviest clients have at most, whatever they claim.
 
     Raises:
         ConfigError: the aggregator is none.
@@ -75,6 +80,8 @@ class Robust(Strategy):
         seed: int = 0,
         on_round: Callable[[Round], None] | None = None,
         log: str | Path | None = None,
+        weights: str | None = None,
+        weights_cap: float = 0.4,
     ) -> None:
         if not isinstance(inner, Strategy):
             raise ValueError(f"inner: should be a strategy of Flower. Found {type(inner).__name__}.")
@@ -82,7 +89,15 @@ class Robust(Strategy):
             if isinstance(inner, getattr(strategy, name, ())):
                 raise ValueError(f"inner: should go on with one model. Found {name}: {why}.")
         self.inner = inner
-        self._models = Models(aggregator, f, seed=seed, on_round=on_round, log=log)
+        self._models = Models(
+            aggregator,
+            f,
+            seed=seed,
+            on_round=on_round,
+            log=log,
+            cap=checked_cap(weights_cap, "weights_cap"),
+        )
+        self._weights = weights
         self._base: dict[str, NDArray[Any]] = {}
         self._layout: Layout | None = None
         self._asked: dict[str, list[int]] = {}
@@ -157,7 +172,13 @@ class Robust(Strategy):
             raise ValueError("aggregate_train: should be called after configure_train.")
         found = read_replies(replies, asked, self._layout)
         arrays, clients = self._models.aggregate(
-            server_round, self._layout, found.models, self._base, dropped=found.dropped, absent=found.absent
+            server_round,
+            self._layout,
+            found.models,
+            self._base,
+            dropped=found.dropped,
+            absent=found.absent,
+            weigh=self._claimed(found),
         )
         answer: tuple[ArrayRecord | None, MetricRecord | None] = (None, None)
         if arrays is not None:
@@ -264,6 +285,13 @@ class Robust(Strategy):
         recalled(self.inner, state["inner"])
         self._base = arrays_of(state["arrays"])
         self._arrays = record_of(self._base) if self._base else None
+
+    def _claimed(self, found: Replies) -> dict[str, float] | None:
+        """What each client says that it weighs; None where that has no influence."""
+        if self._weights is None:
+            return None
+        clients = (*found.models, *found.dropped)
+        return read_claims({client: found.metrics.get(client, {}).get(self._weights) for client in clients})
 
     def _message(
         self,

@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from nvflare.apis.fl_constant import ReservedKey
+from nvflare.apis.fl_constant import FLMetaKey, ReservedKey
 from nvflare.apis.fl_context import FLContext
 from nvflare.apis.shareable import Shareable
 from nvflare.app_common.abstract.fl_model import FLModel, ParamsType
@@ -22,11 +22,14 @@ from nvflare.app_common.app_constant import AppConstants
 from nvflare.app_common.utils.fl_model_utils import FLModelUtils
 
 from varangian.federated.arrays import Layout, median_metrics
+from varangian.federated.claims import checked_cap, read_claims
 from varangian.federated.models import Models
 from varangian.federated.rounds import Round
 from varangian.protos.text import escape
 
 UNKNOWN = "unknown site"
+CLAIMED, MOST_CLAIMED = "steps", 0.4
+"""Weights that are what sites claim, and how much of the weight the f heaviest of them have at most."""
 NAMES = {ParamsType.FULL: "model", ParamsType.DIFF: "difference"}
 
 
@@ -47,7 +50,7 @@ class Robust(ModelAggregator):
 
     The results of a round are kept until all are there. What cannot be used is dropped and counted as one
     of the f, and never raises: another layout or kind of parameters than those of most sites, numbers that
-    are not finite. How many steps a site claims has no influence; `weights` is what the operator says.
+    are not finite. How many steps a site claims has no influence unless `weights` says so.
 
     A round without an update, because too few results are left, leaves the model as it is.
 
@@ -55,7 +58,9 @@ class Robust(ModelAggregator):
         aggregator: by name, as `nnm+trimmed_mean`, or as a mapping of a configuration.
         f: how many sites may be Byzantine.
         weights: how much each site weighs, by its name, on any scale; all the same by default. A site that
-            is not there weighs nothing, and is left out.
+            is not there weighs nothing, and is left out. "steps" is how many steps each site claims.
+        weights_cap: the share of the weight that the f heaviest sites have at most; by default 0.4 of what
+            is claimed, and no cap for weights by name.
         seed: of mixings that draw at random.
         log: a file at the server to which the record of each round is appended as a line of JSON.
 
@@ -68,7 +73,8 @@ class Robust(ModelAggregator):
         self,
         aggregator: str | Mapping[str, object] = "nnm+trimmed_mean",
         f: int = 1,
-        weights: Mapping[str, float] | None = None,
+        weights: Mapping[str, float] | str | None = None,
+        weights_cap: float | None = None,
         seed: int = 0,
         log: str | None = None,
     ) -> None:
@@ -77,12 +83,26 @@ class Robust(ModelAggregator):
         self.aggregator = aggregator
         self.f = f
         self.weights = weights
+        self.weights_cap = weights_cap
         self.seed = seed
         self.log = log
-        for site, weight in (weights or {}).items():
+        if isinstance(weights, str) and weights != CLAIMED:
+            raise ValueError(
+                f"weights: should be numbers by name of site, or {CLAIMED!r}. Found {weights!r}."
+            )
+        self._known = None if weights is None or isinstance(weights, str) else dict(weights)
+        for site, weight in (self._known or {}).items():
             if not 0 < weight < float("inf"):
                 raise ValueError(f"weights.{site}: should be a positive number. Found {weight!r}.")
-        self._models = Models(aggregator, f, seed=seed, log=None if log is None else Path(log))
+        cap = weights_cap if weights_cap is not None or weights != CLAIMED else MOST_CLAIMED
+        self._models = Models(
+            aggregator,
+            f,
+            seed=seed,
+            log=None if log is None else Path(log),
+            cap=checked_cap(cap, "weights_cap"),
+        )
+        self._claims: dict[str, Any] = {}
         self._results: dict[str, _Result] = {}
         self._dropped: dict[str, str] = {}
         self._absent: dict[str, str] = {}
@@ -100,7 +120,7 @@ class Robust(ModelAggregator):
         return self._models.faults
 
     def reset_stats(self) -> None:
-        self._results, self._dropped, self._absent = {}, {}, {}
+        self._results, self._dropped, self._absent, self._claims = {}, {}, {}, {}
 
     def accept(self, shareable: Shareable, fl_ctx: FLContext) -> bool:
         """As ScatterAndGather hands a result on: who sent it is what the server has put beside it."""
@@ -115,9 +135,10 @@ class Robust(ModelAggregator):
         site = _site(model)
         if site in self._results or site in self._dropped:
             return
-        if self.weights is not None and site not in self.weights:
+        if self._known is not None and site not in self._known:
             self._absent[site] = "has no weight"
             return
+        self._claims[site] = (model.meta or {}).get(FLMetaKey.NUM_STEPS_CURRENT_ROUND)
         try:
             self._results[site] = _read(model)
         except Exception as error:
@@ -129,6 +150,7 @@ class Robust(ModelAggregator):
         """The model of the rule; a difference of nothing where there is no update."""
         number = self._number()
         results, dropped, absent = self._results, self._dropped, self._absent
+        weigh = read_claims(self._claims) if self.weights == CLAIMED else self._known
         self.reset_stats()
         layout, kind, found = _usual(results)
         if not found:
@@ -150,7 +172,7 @@ class Robust(ModelAggregator):
             base,
             dropped=dropped,
             absent=absent,
-            weigh=self.weights,
+            weigh=weigh,
         )
         if arrays is None:
             return self._answer({}, ParamsType.DIFF, {})
