@@ -283,3 +283,19 @@ def test_a_configuration_of_a_whole_experiment_stands_below(tmp_path):
     plain = config.resolved()
     assert (plain["model"], plain["data"]) == ({"own": {"name": "Sequential"}}, {"own": {}})
     assert config.byzantine.count == 0
+
+
+def test_functions_of_the_user_that_take_sentences_end_nothing(tmp_path, caplog):
+    def fails(sentence):
+        raise OSError("no terminal")
+
+    server = varangian.Server(net(), workers=1, f=0, aggregator="mean", output=str(tmp_path))
+    with server.start(note=fails) as running:
+        running.stop("enough")
+        assert running.result(60).reason == "enough"
+    assert any("serving at" in text and "OSError: no terminal" in text for text in caplog.messages)
+    with pytest.raises(RunError, match="`ready` failed: ZeroDivisionError"):
+        server.serve(ready=lambda address: 1 / 0)
+    assert all((folder / "lock").exists() for folder in tmp_path.iterdir())
+    with server.start() as running:  # nothing is held
+        running.stop()

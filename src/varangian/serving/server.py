@@ -26,7 +26,7 @@ from varangian.launch.checkpoints.resumed import Resumed
 from varangian.launch.event_loop import run_to_completion
 from varangian.launch.output.run_result import RunResult
 from varangian.launch.result import Note, RunError
-from varangian.plugins import InputError
+from varangian.plugins import InputError, describe_error
 from varangian.protos.identity.bundle import BundleError
 from varangian.protos.network.address import is_loopback
 from varangian.registry import ConfigError, Problem
@@ -39,6 +39,8 @@ from varangian.serving.running import Running
 from varangian.serving.settings import bind_settings, settings_from
 from varangian.serving.work import Work
 from varangian.worker.training.buffers.vector import BufferMode
+
+log = logging.getLogger("varangian")
 
 Where = str | os.PathLike[str]
 
@@ -215,7 +217,7 @@ class Server:
             if format is None:
                 return run_to_completion(work.carry_out)
             with progress(format, work.config.rounds, (), declared=work.config.f) as shown:
-                work.observe, work.note = shown.round, note or shown.note
+                work.observe, work.note = shown.round, work.note if note else shown.note
                 result = run_to_completion(work.carry_out)
             shown.finish(result)
             return result
@@ -303,7 +305,7 @@ class Server:
         chosen = read_choice(argparse.Namespace(certs=certs, insecure=insecure))
         _check_security(config, chosen)
         identity = self._secret if chosen.certs is None else _security(chosen.certs)
-        say = note or logging.getLogger("varangian").warning
+        say = log.warning if note is None else _guarded(note)
         warn(chosen, config.server.host)
         for sentence in advice(config):
             say(f"warning: {sentence}")
@@ -327,6 +329,18 @@ class Server:
         work = Work(config, self._model, identity, self._on_round, say, path, resumed, self._serving)
         self._work_now = work
         return work
+
+
+def _guarded(note: Note) -> Note:
+    """A function of the user that takes sentences; where it fails, they are logged."""
+
+    def say(sentence: str) -> None:
+        try:
+            note(sentence)
+        except Exception as error:
+            log.warning("%s (`note` failed: %s)", sentence, describe_error(error))
+
+    return say
 
 
 class _OverError(RunError):

@@ -99,6 +99,17 @@ class Work:
         self.model.deltas = config.participation.pushes_deltas
         self.model.tell = lambda sentence: self.note(f"warning: {sentence}")
         run = ServerRun.open(config, self._observe, self.note, self.path, self.resumed, own=self.model)
+        try:
+            with closing(run):
+                return await self._served(run, security)
+        except InputError as error:
+            raise RunError(str(error)) from error
+        finally:
+            if self._callback is not None:
+                seconds = END if run.stop.signal is None else END_AFTER_SIGNAL
+                await asyncio.to_thread(self._callback.close, seconds)
+
+    async def _served(self, run: ServerRun, security: Security | None) -> RunResult:
         self.folder = run.path
         with self._lock:
             self._loop, self._run = asyncio.get_running_loop(), run
@@ -110,7 +121,7 @@ class Work:
             run.latest.worker_names,
             None if isinstance(self.identity, Security) else self.identity,
             certificate_reader=None if security is None else security.certificate_reader,
-            absent_after=config.server.absent_after,
+            absent_after=run.config.server.absent_after,
         )
         how = "with TLS" if security else "without TLS"
 
@@ -124,21 +135,12 @@ class Work:
             self.note(f"new workers ask for certificates at {address}, with varangian join")
 
         self._callback = None if self.on_round is None else RoundCallback(self.on_round, self.note)
-        try:
-            with run.stop.on_signals(self.note), closing(run):
-                try:
-                    ended = await serve_run(
-                        run, sessions, ready, security, returns=True, enrolling=enrolling
-                    )
-                    return run.result(ended, GOES_ON)
-                finally:
-                    self.model.load(run.learner.parameters)
-        except InputError as error:
-            raise RunError(str(error)) from error
-        finally:
-            if self._callback is not None:
-                seconds = END if run.stop.signal is None else END_AFTER_SIGNAL
-                await asyncio.to_thread(self._callback.close, seconds)
+        with run.stop.on_signals(self.note):
+            try:
+                ended = await serve_run(run, sessions, ready, security, returns=True, enrolling=enrolling)
+                return run.result(ended, GOES_ON)
+            finally:
+                self.model.load(run.learner.parameters)
 
     _callback: RoundCallback | None = None
 
