@@ -67,6 +67,26 @@ def test_parameters_of_several_types_are_one_vector():
     assert torch.equal(vector.gradient()[0], torch.cat(expected))
 
 
+def test_parameters_that_were_replaced_are_found_again_with_the_next_pull():
+    module = nn.Linear(3, 2)
+    vector = ModelVector(module)
+    module.load_state_dict(
+        {name: torch.zeros_like(p) for name, p in module.named_parameters()}, assign=True
+    )
+    vector.take(torch.arange(8.0))
+    assert torch.equal(nn.utils.parameters_to_vector(module.parameters()), torch.arange(8.0))
+    module(X).sum().backward()
+    assert torch.equal(vector.gradient()[0], flat_gradient(module))
+    module.weight = nn.Parameter(torch.zeros(2, 4))
+    with pytest.raises(
+        ClientError, match=r"'weight' of shape \(2, 3\) .* Found the shape \(2, 4\): connect"
+    ):
+        vector.take(torch.arange(8.0))
+    del module.weight
+    with pytest.raises(ClientError, match="Found none: connect again"):
+        vector.take(torch.arange(8.0))
+
+
 def test_sparse_gradients_are_made_dense():
     module = nn.Embedding(5, 2, sparse=True)
     vector = ModelVector(module)

@@ -63,6 +63,7 @@ class ModelVector:
             self._buffers = ModelBuffers(module, plain_name)
             if self._buffers.numel:
                 self.with_buffers = Layout((*self.layout.entries, *self._buffers.entries))
+        self._module = module
         self._names = [plain_name(name) for name, _ in found]
         self.parameters = [parameter for _, parameter in found]
         self._places: list[tuple[int, int]] = []
@@ -78,12 +79,30 @@ class ModelVector:
         return devices.pop() if len(devices) == 1 else torch.device("cpu")
 
     def take(self, pulled: Tensor) -> None:
-        """Copy what the server has sent, (d,) or (d + b,) float32, into the parameters and buffers."""
+        """Copy what the server has sent, (d,) or (d + b,) float32, into the parameters and buffers.
+
+        Raises:
+            ClientError: the model has others than at `connect`.
+        """
+        self._find_parameters()
         d = self.layout.numel
         self.carries = pulled.numel() > d
         self.load(pulled[:d])
         if self.carries:
             self.own_buffers.write(pulled[d:])
+
+    def _find_parameters(self) -> None:
+        """Take up parameters that others have replaced, as `load_state_dict(assign=True)` does."""
+        now = {plain_name(name): parameter for name, parameter in self._module.named_parameters()}
+        for place, (name, shape) in enumerate(self.layout.entries):
+            found = now.get(name)
+            if found is None or tuple(found.shape) != shape:
+                what = "none" if found is None else f"the shape {tuple(found.shape)}"
+                raise ClientError(
+                    f"`model` should have parameter {name!r} of shape {shape} as at connect(). Found {what}: "
+                    "connect again after a change of the model."
+                )
+            self.parameters[place] = found
 
     @property
     def own_buffers(self) -> ModelBuffers:
