@@ -99,8 +99,8 @@ class ModelVector:
             if found is None or tuple(found.shape) != shape:
                 what = "none" if found is None else f"the shape {tuple(found.shape)}"
                 raise ClientError(
-                    f"`model` should have parameter {name!r} of shape {shape} as at connect(). Found {what}: "
-                    "connect again after a change of the model."
+                    f"`model` should have parameter {name!r} of shape {shape} as at connect(). Found "
+                    f"{what}: connect again after a change of the model."
                 )
             self.parameters[place] = found
 
