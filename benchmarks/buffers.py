@@ -11,6 +11,7 @@ numbers are those of processes.
 from __future__ import annotations
 
 import argparse
+import itertools
 import json
 import os
 import sys
@@ -23,14 +24,7 @@ from varangian.launch import RunError, run
 from varangian.launch.output.run_result import RunResult
 
 EXAMPLE = Path(__file__).parents[1] / "examples" / "own-resnet"
-WAYS = (
-    ("robust", "none"),
-    ("robust", "sign_flip"),
-    ("local", "sign_flip"),
-    ("refuse", "sign_flip"),
-    ("robust", "alie"),
-    ("local", "alie"),
-)
+MODES = ("robust", "local", "refuse")
 
 
 def settings(buffers: str, attack: str, options: argparse.Namespace) -> list[str]:
@@ -43,7 +37,7 @@ def settings(buffers: str, attack: str, options: argparse.Namespace) -> list[str
         f"model={{custom: {{target: 'resnet:build', options: {blocks}}}}}",
         *("partition=iid", f"worker.batch_size={options.batch}", "backend=simulate"),
         *(f"rounds={options.rounds}", f"evaluate.every={options.every}"),
-        "optimizer={lr: 0.3, schedule: cosine}",
+        "optimizer={lr: 1.0, schedule: cosine}",
     ]
 
 
@@ -63,6 +57,8 @@ def outcome(given: list[str]) -> dict[str, Any]:
             )
         except RunError as error:
             return {"error": str(error)}
+    if result.signal is not None:
+        sys.exit(128 + result.signal)
     return {
         "accuracy": result.accuracy,
         "loss": result.loss,
@@ -79,12 +75,13 @@ def main() -> None:
     parser.add_argument("--width", type=int, default=8)
     parser.add_argument("--batch", type=int, default=16)
     parser.add_argument("--test", type=int, default=2000)
+    parser.add_argument("--attacks", nargs="+", default=["sign_flip"])
     parser.add_argument("--json", type=Path)
     options = parser.parse_args()
     sys.path.insert(0, str(EXAMPLE))
     command = " ".join(["VARANGIAN_CIFAR10=cifar10 python benchmarks/buffers.py", *sys.argv[1:]])
     found: dict[str, Any] = {"command": command, "runs": []}
-    for buffers, attack in WAYS:
+    for buffers, attack in [("robust", "none"), *itertools.product(MODES, options.attacks)]:
         given = settings(buffers, attack, options)
         ended = {"buffers": buffers, "attack": attack, **outcome(given)}
         found["runs"].append(ended)

@@ -188,3 +188,40 @@ def test_statistics_that_are_not_finite_decline_the_round(tmp_path):
         outcome = worker.push()
         assert (outcome.accepted, outcome.code) == (False, "DECLINED")
         assert "buffers of the model have NaN" in outcome.reason
+
+
+def test_outer_steps_send_what_inner_steps_have_made_of_them(tmp_path):
+    known = {"workers": 1, "f": 0, "rounds": 2, "aggregator": "mean", "optimizer": {"lr": 1.0}}
+    module, model = net(), net(7)
+    server = varangian.Server(module, **known, buffers="robust", output=str(tmp_path))
+    inner = torch.optim.SGD(model.parameters(), 0.1)
+    with server.start(note=lambda text: None) as running:
+        token = running.token("w00")
+        with (
+            varangian.connect(running.address, model, token=token, name="w00") as worker,
+            varangian.outer(model, worker, every=3) as outer,
+        ):
+            step = 0
+            while outer.running:
+                inner.zero_grad()
+                honest(model, "w00", step)
+                inner.step()
+                outer.step()
+                step += 1
+        running.result(60)
+    assert step == module[1].num_batches_tracked == 6
+    assert torch.equal(module[1].running_mean, model[1].running_mean)
+    assert torch.allclose(module[0].weight, model[0].weight, atol=1e-6)
+
+
+@pytest.mark.exhaustive
+@pytest.mark.filterwarnings("ignore:.*torch.jit:DeprecationWarning")
+def test_names_are_those_of_the_plain_module():
+    plain = ModelVector(net()).with_buffers
+    wrapped = nn.Sequential(*net())
+    wrapped[1] = torch.compile(wrapped[1])
+    for one in (torch.compile(net()), nn.DataParallel(net()), wrapped):
+        found = ModelVector(one).with_buffers
+        assert plain is not None
+        assert found is not None
+        assert found.text == plain.text

@@ -234,6 +234,13 @@ def test_muon_needs_a_matrix():
     assert isinstance(stepper_for(Muon(), torch.zeros(4), [(2, 2)]), ShapedStepper)
 
 
+def test_a_run_of_a_configuration_names_another():
+    with pytest.raises(
+        ConfigError, match=r"optimizer.name: stands for the optimizer of a program.*adadelta, "
+    ):
+        load(overrides=["optimizer=own"])
+
+
 @pytest.mark.parametrize("name", ["adafactor", "muon", "own"])
 def test_local_steps_go_by_one_vector(name: str):
     with pytest.raises(ConfigError, match=f"worker.inner: should be an optimizer.*Found '{name}'"):

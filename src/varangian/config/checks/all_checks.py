@@ -23,9 +23,12 @@ from varangian.config.checks.rounds import (
 from varangian.config.checks.weights import check_cap, check_dealt, check_weights
 from varangian.config.settings import AUTO, RunConfig
 from varangian.registry import FIXES, Problem, fixes
+from varangian.server.training.optimizers import OPTIMIZERS, OwnOptimizer
 from varangian.worker.attacks import DataAttack, ProtocolAttack, inner_attack, why_impossible
 from varangian.worker.training.losses import name_of
 from varangian.worker.training.metrics import MetricError, choose_metrics
+
+OWN = "own"
 
 
 @dataclass(frozen=True)
@@ -117,6 +120,14 @@ def _check_metrics(config: RunConfig) -> Iterator[Problem]:
             choose_metrics(config.metrics, name_of(config.loss), 1 if by_class else None)
         except MetricError as error:
             yield Problem("metrics", str(error).rstrip("."))
+
+
+def _check_own_optimizer(config: RunConfig) -> Iterator[Problem]:
+    """The optimizer of a program, which no file can name."""
+    if isinstance(config.optimizer, OwnOptimizer) and config.optimizer.build_with is None:
+        rule = "stands for the optimizer of a program, which gives it to `varangian.Server`"
+        hint = f"Here it has a name: {', '.join(name for name in OPTIMIZERS if name != OWN)}."
+        yield Problem("optimizer.name", rule, OWN, hint)
 
 
 def _check_inner(config: RunConfig) -> Iterator[Problem]:
@@ -214,6 +225,7 @@ CHECKS = (
     Check(frozenset({"byzantine", "backend"}), _check_wire),
     Check(frozenset({"loss", "byzantine", "partition"}), _check_labels),
     Check(frozenset({"loss", "metrics"}), _check_metrics),
+    Check(frozenset({"optimizer"}), _check_own_optimizer, whole=True),
     Check(frozenset({"worker"}), _check_inner),
     Check(
         frozenset({"server", "worker", "participation", "aggregator", "model", "optimizer", "buffers"}),
