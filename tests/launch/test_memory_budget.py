@@ -170,6 +170,8 @@ def test_a_server_keeps_to_it(memory: str, way: str, checkpoints: bool, tmp_path
         ([], 0),
         (["backend=simulate"], 2),
         (["backend=simulate", "worker.momentum=0"], 1),
+        (["backend=simulate", "worker.inner=adamw"], 3),
+        (["backend=simulate", "worker.inner=adamw", "server.fragments=2"], 4),
         (["backend=simulate", "simulate.gradients=batched", "worker.local_steps=3"], 4),
     ],
 )

@@ -796,6 +796,8 @@ def mapped_plan(config: RunConfig, d: int) -> MappedPlan | None:
 def memory_budget(config: RunConfig, model_side: ModelSide) -> MemoryBudget:
     """The memory budget of a run's server."""
     d = model_side.layout.numel
+    fragments = split_of(config, model_side.layout)
+    columns = window_columns(d) if is_windowed(config) else None
     return MemoryBudget.of(
         config.workers,
         d,
@@ -803,7 +805,7 @@ def memory_budget(config: RunConfig, model_side: ModelSide) -> MemoryBudget:
         rows=config.participation.row_dtype(config.server.rows),
         mapped=config.server.rows_folder is not None,
         average=config.ema is not None,
-        columns=window_columns(d) if is_windowed(config) else None,
+        columns=columns if fragments is None else max(fragments.numels),
         row_slots=config.participation.row_slots(config.workers, config.f),
         extra_vectors=config.participation.extra_vectors(config.workers)
         + is_whole(config.aggregator.rule) * config.workers,
