@@ -13,6 +13,8 @@ from typing import Final
 log = logging.getLogger(__name__)
 
 SOURCE: Final = "grpc._cython.cygrpc"
+POLLER: Final = "PollerCompletionQueue._handle_events"
+"""What hands answers to event loops."""
 CALLERS: Final = ("ExecuteBatchError", "InternalError", "UnicodeDecodeError")
 """Types of the exceptions that callers cause."""
 
@@ -28,8 +30,22 @@ class CallerFilter(logging.Filter):
         return False
 
 
+class PollerFilter(logging.Filter):
+    """Leaves out that an answer came for an event loop that is closed, or that another loop had read it.
+
+    In a program with several event loops, as of a server and of workers, gRPC lets any of them hand answers
+    to the others.
+    """
+
+    def filter(self, record: logging.LogRecord) -> bool:
+        error = record.exc_info[1] if record.exc_info else None
+        late = isinstance(error, BlockingIOError) or str(error) == "Event loop is closed"
+        return not (late and POLLER in record.getMessage())
+
+
 def install_log_filter() -> None:
-    """Install the filter, once for the process; again changes nothing."""
-    logger = logging.getLogger(SOURCE)
-    if not any(isinstance(present, CallerFilter) for present in logger.filters):
-        logger.addFilter(CallerFilter())
+    """Install the filters, once for the process; again changes nothing."""
+    for source, kind in ((SOURCE, CallerFilter), ("asyncio", PollerFilter)):
+        logger = logging.getLogger(source)
+        if not any(isinstance(present, kind) for present in logger.filters):
+            logger.addFilter(kind())

@@ -3,7 +3,8 @@
 `varangian.run(config, rounds=50)` trains as a configuration says, `varangian.sweep(grid)` runs every point
 of a grid, `varangian.read(folder)` gives the result of a run back and `varangian.load(folder)` its model;
 `varangian.report(...)` writes a page about them, and `varangian.advise(f=3)` says which rule to use.
-`varangian.connect(server, model)` makes a training loop of your own a worker of a server.
+`varangian.connect(server, model)` makes a training loop of your own a worker of a server, and
+`varangian.Server(model, workers=8)` a module of your own the model of one.
 Nothing heavy is imported before it is asked for.
 """
 
