@@ -162,6 +162,19 @@ def test_another_model_than_the_servers_is_an_error_and_the_connection_ends(tmp_
         assert callback.reason == ""
 
 
+@pytest.mark.parametrize("kind", ["adam", "none"])
+def test_a_trainer_goes_on_from_its_checkpoint(kind, tmp_path):
+    with serving(net(), rounds=5) as rig:
+        first = trainer(tmp_path, worker(rig), max_steps=2)
+        first.fit(Module(optimizers=kind), loader())
+        first.save_checkpoint(tmp_path / "half.ckpt")
+        again = trainer(tmp_path, callback := worker(rig))
+        again.fit(Module(optimizers=kind), loader(), ckpt_path=tmp_path / "half.ckpt")
+    assert {*rig.rows} == {0, 1, 2, 3, 4}
+    assert callback.outcome.round == 4
+    assert again.global_step >= 5
+
+
 def test_an_error_in_the_loop_ends_the_connection(tmp_path):
     class Failing(Module):
         def training_step(self, batch, batch_idx):
