@@ -198,7 +198,12 @@ def slurm(image: str) -> Iterator[tuple[Once, str]]:
         def state() -> str:
             return said("squeue", "--noheader", "--states=all", f"--jobs={job}", "--format=%T")
 
-        until(lambda: state() not in ("PENDING", "RUNNING", "COMPLETING", "CONFIGURING"), "the job")
+        try:
+            until(lambda: state() not in ("PENDING", "RUNNING", "COMPLETING", "CONFIGURING"), "the job")
+        except RuntimeError as error:
+            said("scancel", job)
+            logs = "".join(path.read_text()[-1000:] for path in sorted((folder / "logs").glob("*.log")))
+            raise RuntimeError(f"{error}: {logs}") from error
         ended, lines = time.monotonic(), (folder / "logs/server.log").read_text()
         if state() != "COMPLETED":
             raise RuntimeError(f"the job is {state()}: {lines[-2000:]}")
