@@ -343,7 +343,7 @@ class RunConfig(Section):
     `partition` deals to each. f becomes the weight of the f heaviest workers. null weighs all the same."""
     weights_cap: Annotated[WeightCap | None, of_fields(WeightCap, "a cap of weights")] = None
     """Truncation of `weights` at the largest U with which the ceil(alpha n) heaviest workers have at most
-    alpha_star of the weight, as {alpha_star: 0.4}; alpha is f / n unless given. null takes them as they
+    alpha_star of the weight, as {alpha_star: 0.3}; alpha is f / n unless given. null takes them as they
     are."""
     participation: Annotated[Participation, of_registry(PARTICIPATION, DEFAULT)] = named_default(DEFAULT)
     """The workers whose vectors make a round: all, some that are selected, or the first that are ready."""

@@ -158,7 +158,7 @@ def _cost_of_weights(config: RunConfig, rows: int) -> str:
     """A sentence about the weights, where only they break the promise of the rule."""
     if config.worker_weights is None or config.aggregator.requires(rows, config.f):
         return ""
-    return "Without weights it would hold; `weights_cap`, as {alpha_star: 0.4}, truncates them. "
+    return "Without weights it would hold; `weights_cap`, as {alpha_star: 0.3}, truncates them. "
 
 
 def _fixes_of_promise(config: RunConfig) -> tuple[Fix, ...]:
