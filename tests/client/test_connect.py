@@ -65,6 +65,21 @@ def test_only_what_concerns_a_loop_of_ones_own_is_compared():
         rig.connect(module)
 
 
+def test_a_program_that_connects_again_has_the_new_connection(caplog):
+    module = model()
+    with serving(module) as rig:
+        before = rig.connect(module)
+        assert before.pull()
+        with rig.connect(module) as worker:
+            assert worker.pull()
+            assert worker.push(torch.zeros(worker.layout.numel))
+            with pytest.raises(ClientError, match="Worker w00 is closed"):
+                before.pull()
+        before.close()
+    said = [one.getMessage() for one in caplog.records if "by this program before" in one.getMessage()]
+    assert said == [f"w00 was connected to {rig.address} by this program before; that connection is closed"]
+
+
 def test_momentum_is_that_of_the_settings_unless_another_is_asked_for():
     module, terms = model(), Terms(momentum=0.25, deadline=60.0)
     with serving(module, "w00", "w01", "w02", terms=terms) as rig:

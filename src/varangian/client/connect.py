@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 import os
+import weakref
 from concurrent.futures import Future
 
 from torch import nn
@@ -17,10 +19,15 @@ from varangian.client.model import ModelVector
 from varangian.client.session import Session
 from varangian.client.worker import Worker
 from varangian.protos.shared_settings import SharedSettings
+from varangian.structured_logs import event
 from varangian.worker.checkpoints.folders import state_folders
 from varangian.worker.transport.client import ClientError
 from varangian.worker.transport.tls import Proof
 
+log = logging.getLogger(__name__)
+
+CONNECTED = weakref.WeakValueDictionary[tuple[str, str], Exchange]()
+"""Workers of this process by server and name. A cell of a notebook that runs again connects again."""
 OWN_LOOP = SharedSettings({"participation": "vectors"})
 """What a loop of the user's own has in common with the server: all that it computes is a vector."""
 
@@ -131,9 +138,20 @@ class Opening:
         """Begin to connect and join."""
         if patience is not None and not patience > 0:
             raise ClientError(f"`patience` should be a number of seconds above 0. Found {patience}.")
-        return self._background.submit(self._open(patience))
+        earlier = CONNECTED.get((self._server, self._name))
+        closing = None if earlier is None else earlier.begin_close()
+        if closing is not None:
+            log.warning(
+                "%s was connected to %s by this program before; that connection is closed",
+                self._name,
+                self._server,
+                extra=event("connects_again", worker=self._name),
+            )
+        return self._background.submit(self._open(patience, closing))
 
-    async def _open(self, patience: float | None) -> Session:
+    async def _open(self, patience: float | None, closing: Future[None] | None) -> Session:
+        if closing is not None:
+            await asyncio.wrap_future(closing)
         self._opened = await Session.open(
             self._server,
             self._name,
@@ -156,4 +174,6 @@ class Opening:
         if beta is None:
             beta = session.terms.momentum or 0.0
         memory = MomentumMemory(self._name, beta, self._folders)
-        return Exchange(self._name, self._model, session, self._background, memory)
+        exchange = Exchange(self._name, self._model, session, self._background, memory)
+        CONNECTED[self._server, self._name] = exchange
+        return exchange
