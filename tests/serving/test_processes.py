@@ -174,6 +174,12 @@ def test_over_tls_workers_are_admitted_and_drained_while_it_goes_on(tmp_path, ca
         assert result.reason == "enough was seen"
         assert set(newcomer.end().values()) == {"enough was seen"}
         loops.end()
+    with server.start("127.0.0.1:0", certs=tmp_path / "ca" / "server", resume=result.folder) as running:
+        left = Loops(running.address, dict.fromkeys(("w00", "w02", "w03"), certs))
+        left.reach(result.rounds + 2)
+        running.stop("enough was seen")
+        assert running.result(PATIENCE).rounds > result.rounds
+        left.end()
     assert main(["audit", str(result.folder)]) == 0
     assert "signed" in capsys.readouterr().out
 
