@@ -198,6 +198,37 @@ def test_fragments_are_pushed_in_turn_and_the_loop_keeps_its_own_in_the_others()
                 varangian.outer(module, worker, **wrong)
 
 
+@pytest.mark.parametrize("fragments", [None, 2])
+def test_a_server_that_goes_back_gives_all_of_its_parameters(fragments):
+    module = model()
+    split = {"fragments": fragments, "rounds": 9}
+    with serving(module, terms=Terms(every=2, keep=2), **split) as first:
+        port = int(first.address.rpartition(":")[2])
+        worker = first.connect(module, momentum=0.0)
+        outer = varangian.outer(module, worker, every=2)
+        outer.__enter__()
+        inner = adamw(module)
+        while worker.round < 3:
+            inner_step(module, inner)
+            outer.step()
+    resumed = Terms(epoch=1, resumed_at=2, every=2, keep=2)
+    with serving(module, terms=resumed, first=2, port=port, **split) as second, worker:
+        outcome = None
+        while outcome is None:
+            inner_step(module, inner)
+            outcome = outer.step()
+        assert not outcome
+        assert (outcome.round, worker.round) == (3, 2)
+        assert torch.equal(flat(module), second.learner.parameters)
+        outcome = None
+        while outcome is None:
+            inner_step(module, inner)
+            outcome = outer.step()
+        assert outcome
+        assert worker.round == 3
+        outer.__exit__(None, None, None)
+
+
 def test_a_loop_that_ends_early_lets_the_server_not_wait():
     module = model()
     with serving(module, shortfall="skip", deadline=1000.0) as rig, rig.connect(module) as worker:
