@@ -52,7 +52,7 @@ class Server:
         server = varangian.Server(model, workers=8, f=2, rounds=1000, aggregator="nnm+trimmed_mean",
                                   optimizer={"name": "adamw", "lr": 1e-3}, evaluate=accuracy)
         result = server.serve("0.0.0.0:50051", certs="certs/server")
-        torch.save(model.state_dict(), "trained.pt")     # the model has the final parameters
+        safetensors.torch.save_model(model, "trained.safetensors")  # it has the final parameters
 
     Everything of `varangian server` holds: the run folder with its record, checkpoints and `resume`,
     `varangian status`, `report` and `audit`, the metrics port, changes of members. The module belongs to
