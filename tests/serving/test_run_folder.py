@@ -31,6 +31,7 @@ def test_the_page_has_the_scores(tmp_path):
     server = varangian.Server(
         module, workers=2, f=0, rounds=3, aggregator="mean", output=str(tmp_path), server__metrics_port=0,
         evaluate=length, evaluate__every=1, on_round=on_round,
+        optimizer=lambda parameters: torch.optim.Adam(parameters, 0.1),
     )  # fmt: skip
     with server.start(note=notes.append) as running:
         proofs = {name: server.token(name) for name in ("w00", "w01")}
@@ -38,7 +39,8 @@ def test_the_page_has_the_scores(tmp_path):
             running.result(60)
     assert pages, notes
     assert "length" in pages[0]["scores"]
-    assert pages[0]["facts"]["model, data"] == "own, own"
+    assert pages[0]["facts"]["model, data"] == "Sequential (own), own"
+    assert pages[0]["facts"]["optimizer"] == "Adam (own), learning rate 0.1"
 
 
 def test_commands_read_the_folder(served, capsys, monkeypatch, tmp_path):

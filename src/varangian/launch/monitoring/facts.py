@@ -40,11 +40,22 @@ def facts_of(settings: Mapping[str, Any]) -> dict[str, str]:
         "aggregator": name_of(settings.get("aggregator")),
         "participation": name_of(settings.get("participation")),
         "workers, of them f Byzantine": f"{settings.get('workers')}, {settings.get('f')}",
-        "model, data": f"{name_of(settings.get('model'))}, {name_of(settings.get('data'))}",
-        "optimizer": f"{name_of(optimizer)}, learning rate {optimizer.get('lr')}",
+        "model, data": f"{_program_name(settings.get('model'))}, {name_of(settings.get('data'))}",
+        "optimizer": f"{_program_name(optimizer)}, learning rate {optimizer.get('lr')}",
         "seed": str(settings.get("seed")),
     }
     return {name: escape(text, 2 * WORD) for name, text in found.items()}
+
+
+def _program_name(value: Any) -> str:
+    """As `name_of`; of what a program has made with its class, as `Sequential (own)`."""
+    if isinstance(value, Mapping):
+        match value:
+            case {"own": {"name": str(name)}} | {"name": "own", "optimizer": str(name)} if name:
+                return f"{escape(name, WORD)} (own)"
+            case _:
+                pass
+    return name_of(value)
 
 
 def names_of(settings: Mapping[str, Any]) -> tuple[str, ...]:
