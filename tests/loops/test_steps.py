@@ -35,6 +35,7 @@ def test_a_step_pushes_what_two_batches_add_up_and_ends_with_the_run():
         assert steps.over
         steps.close()
         steps.close()
+        assert steps.reason == "all 3 rounds are done"
     assert len(outcomes) == 3
     assert all(torch.equal(rig.rows[round]["w00"], sent[round]) for round in range(3))
 

@@ -1,9 +1,8 @@
 """The event loop of a process's connections, in a thread of its own.
 
 All workers of a process share it, and it stays until the program ends: with each event, gRPC wakes all
-loops
-that there are, and an event for a loop that was closed is an error of another one. The thread goes on while
-a user's program computes, so that the server hears from it, and never keeps the program from ending.
+loops that there are, and an event for a loop that was closed is an error of another one. The thread goes on
+while a user's program computes, so that the server hears from it, and never keeps the program from ending.
 """
 
 from __future__ import annotations

@@ -46,9 +46,8 @@ def connect(
 ) -> Worker:
     """Connect a training loop to a server as one of its workers.
 
-    The parameters of the model that train now are the layout, and have to be those of the server's
-    model. The
-    worker is a context manager; without `with`, call its `close`. It works where an event loop runs
+    The parameters of the model that train now are the layout, and have to be those of the server's model.
+    The worker is a context manager; without `with`, call its `close`. It works where an event loop runs
     already, as in a notebook.
 
     Args:

@@ -38,7 +38,10 @@ T = TypeVar("T")
 
 END = 5.0
 """Seconds that a connection has to close."""
-OVERFLOW = "The gradients overflowed at the scale of the loss; GradScaler lowers it with its next update."
+OVERFLOW = (
+    "The gradients have NaN or infinity: they overflowed at the scale of the loss, which GradScaler lowers "
+    "with its next update; or, if it goes on, the loss is NaN or the model has diverged."
+)
 BUFFERS = "The buffers of the model have NaN or infinity, or numbers too large to be sent."
 NOT_FINITE = (
     "The gradients have NaN or infinity, or numbers too large to be sent: the model has diverged, or the "
@@ -229,7 +232,9 @@ class Exchange:
     def _open_round(self, what: str) -> Given:
         self._check_open()
         if self._finished is not None:
-            raise ClientError(f"{what} is of use before the run is over. Found its end: {self.reason}.")
+            raise ClientError(
+                f"{what} answers a round of a run that goes on. Found its end: {self.reason}."
+            )
         if self._given is None or self._answered:
             raise ClientError(
                 f"{what} answers one pull(). Found none before it: pull the parameters of a round."

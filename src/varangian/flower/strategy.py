@@ -260,8 +260,8 @@ class Robust(Strategy):
     def state_dict(self) -> dict[str, Any]:
         """What the next rounds depend on, with the model and what the inner strategy remembers.
 
-        Plain values and tensors, as torch loads them with `weights_only=True`. Call
-        it in `on_round` or between rounds.
+        Plain values and tensors, as torch loads them with `weights_only=True`. Call it in `on_round` or
+        between rounds.
         """
         return {
             **self._models.state_dict(),

@@ -74,6 +74,11 @@ class Worker(TrainerCallback):
         """What came of the last push."""
         return self._steps.outcome
 
+    @property
+    def reason(self) -> str:
+        """Why the run of the server is over; empty while it is not."""
+        return self._steps.reason
+
     def on_train_begin(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> None:

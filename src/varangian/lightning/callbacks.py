@@ -74,8 +74,7 @@ class Worker(Callback):
     @property
     def reason(self) -> str:
         """Why the run of the server is over; empty while it is not."""
-        worker = self._steps.worker
-        return "" if worker is None else worker.reason
+        return self._steps.reason
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Connect, and put an optimizer that pushes in the place of the one that is there.

@@ -59,6 +59,8 @@ class RemoteSteps:
         """What came of the last push."""
         self.over = False
         """Whether the run of the server is over."""
+        self.reason = ""
+        """Why it is, also when the connection is closed; empty while it is not."""
         self._on_outcome = on_outcome
         self._open = False
 
@@ -71,12 +73,13 @@ class RemoteSteps:
         if self.worker is None:
             self.worker = connection.open(model)
             self.over = self._open = False
+            self.reason = ""
 
     def before(self) -> bool:
         """Pull for a new step, and not within one, of several batches. False when the run is over."""
         if self.worker is not None and not self._open and not self.over:
             self._open = self.worker.pull()
-            self.over = not self._open
+            self.over, self.reason = not self._open, self.worker.reason
         return not self.over
 
     def step(self) -> None:

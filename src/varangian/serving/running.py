@@ -18,7 +18,7 @@ from varangian.serving.work import Work
 class Running:
     """A server at work, as `varangian.Server.start` gives it; a context manager stops it in the end.
 
-    with server.start("127.0.0.1:0", workers=4) as running:
+    with server.start("127.0.0.1:0") as running:
         ...                                     # workers connect to running.address
         result = running.result()
     """

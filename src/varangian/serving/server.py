@@ -9,7 +9,7 @@ import secrets
 import threading
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 from torch import nn
 
@@ -171,7 +171,7 @@ class Server:
         certs: Where | None = None,
         insecure: bool = False,
         folder: Where | None = None,
-        resume: Where | Literal[True] | None = None,
+        resume: Where | bool | None = None,
         force: bool = False,
         ready: Callable[[str], object] | None = None,
         note: Note | None = None,
@@ -194,8 +194,8 @@ class Server:
                 the setting `output`.
             resume: go on with the run in this folder, whose settings stand in the place of those that are
                 not given; True is the newest run with these settings below `output` that has rounds left,
-                and a new one where there is none. A run that is over is not carried on: its result is
-                returned.
+                and a new one where there is none; False is as None. A run that is over is not carried on:
+                its result is returned.
             force: with `resume`, as `--force`.
             ready: called with `host:port` when workers can connect.
             note: takes sentences about the run; by default they are logged as warnings of the logger
@@ -231,7 +231,7 @@ class Server:
         certs: Where | None = None,
         insecure: bool = False,
         folder: Where | None = None,
-        resume: Where | Literal[True] | None = None,
+        resume: Where | bool | None = None,
         force: bool = False,
         note: Note | None = None,
     ) -> Running:
@@ -290,12 +290,15 @@ class Server:
         certs: Where | None,
         insecure: bool,
         folder: Where | None,
-        resume: Where | Literal[True] | None,
+        resume: Where | bool | None,
         force: bool,
         note: Note | None,
     ) -> Work:
-        if resume is not None and folder is not None:
-            raise RunError("a run that goes on does so in its own folder: give `resume` or `folder`")
+        if resume not in (None, False) and folder is not None:
+            raise RunError(
+                "`folder` is for a new run: one that goes on does so in its own folder. Found both, "
+                f"folder={os.fspath(folder)!r} and resume={resume!r}; leave one out."
+            )
         found = user_path(resume) if isinstance(resume, str | os.PathLike) else None
         base = self._base
         if found is not None and base is None:
