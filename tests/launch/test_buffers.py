@@ -122,23 +122,22 @@ ALIKE = [
     pytest.param(
         ("buffers=local", "worker.local_steps=2", *ATTACKED, "byzantine.attack=ipm"),
         id="local",
-        marks=pytest.mark.exhaustive,
     ),
     pytest.param(
         ("buffers=robust", "wire.dtype=int8", "worker.inner=adamw", "worker.local_steps=2"),
         id="int8",
-        marks=pytest.mark.exhaustive,
     ),
     pytest.param(
         ("buffers=robust", *ATTACKED, "byzantine.attack=non_finite", "ema={reference_batch: 8}"),
         id="not finite",
-        marks=pytest.mark.exhaustive,
     ),
 ]
 
 
+@pytest.mark.exhaustive
 @pytest.mark.parametrize("settings", ALIKE)
 def test_processes_and_simulation_end_with_the_same_digest(carry_out, settings):
+    """Over sockets without workers of their own: `tests/serving/test_buffers.py`."""
     apart = carry_out(*settings, "backend=processes")
     together = carry_out(*settings, "backend=simulate")
     assert (apart.digest, apart.loss) == (together.digest, together.loss)
@@ -211,3 +210,14 @@ def test_batched_gradients_are_computed_one_by_one(carry_out):
     facts = json.loads((result.folder / "manifest.json").read_text())
     assert "the buffers of the model" in json.dumps(facts)
     assert result.digest == carry_out("backend=simulate", "buffers=robust").digest
+
+
+def test_the_median_is_by_weight_where_workers_have_one(carry_out):
+    heavy = "weights={w00: 9, w01: 1, w02: 1, w03: 1, w04: 1, w05: 1, w06: 1}"
+    result = carry_out(
+        "backend=simulate", "buffers=robust", "f=0", "aggregator=mean", heavy, "server.keep_rows=4"
+    )
+    last = KeptRound.read(kept_rounds(result.folder)[3], 3)
+    assert last.buffers is not None
+    state = varangian.load(result.folder, state=True)
+    assert torch.equal(state["body.2.running_mean"], last.buffers["w00"][4:16])

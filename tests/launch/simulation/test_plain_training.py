@@ -29,7 +29,7 @@ CLASSES = {name.lower(): getattr(torch.optim, name) for name in torch.optim.__al
 LEFT_OUT = {"optimizer", "lbfgs", "sparseadam"}
 """The base class; one that needs a closure; one that takes no dense gradients."""
 DENSE = sorted(CLASSES.keys() - LEFT_OUT)
-QUICK = ("adamw", "muon", "radam")
+QUICK = ("adamw", "muon")
 """The others run with `--all`; `tests/server/training` compares the steps of each with those of torch."""
 EACH = [
     pytest.param(name, marks=() if name in QUICK else pytest.mark.exhaustive, id=name) for name in DENSE
