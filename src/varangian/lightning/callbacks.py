@@ -4,11 +4,11 @@
 
 from __future__ import annotations
 
+import inspect
 import os
 from collections.abc import Callable, Mapping
 from functools import partial
-from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.utilities import rank_zero_warn
@@ -18,7 +18,7 @@ from torch.nn.parallel import DistributedDataParallel
 from varangian.aggregators import Aggregator
 from varangian.client.outcome import Outcome
 from varangian.loops.steps import Connection, RemoteOptimizer, RemoteSteps
-from varangian.torch import Reduction, Step, SuspectRank, robust
+from varangian.torch import Reduction, robust
 
 
 class Worker(Callback):
@@ -151,40 +151,23 @@ class Robust(Callback):
     `varangian.torch.robust` does. `reduction` is its state, which is kept in checkpoints of the Trainer.
 
     Args:
-        aggregator: as all that follow, as for `varangian.torch.robust`.
+        aggregator: as for `varangian.torch.robust`.
         f: how many ranks may be faulty.
-        seed: of mixings that draw at random.
-        on_step: called with the record of each step, on every rank.
-        log: a file for the records, which rank 0 writes.
-        suspect_after: steps in a row without influence after which a rank is a suspect.
-        on_suspect: called with a suspect.
-        on_error: "raise", or "nan" for gradients that are NaN where a step has no update.
+        options: the other arguments of `varangian.torch.robust`, as `log` and `on_step`.
+
+    Raises:
+        TypeError: there is no such option.
     """
 
     def __init__(
         self,
         aggregator: str | Mapping[str, object] | Aggregator = "nnm+trimmed_mean",
         f: int = 1,
-        *,
-        seed: int = 0,
-        on_step: Callable[[Step], None] | None = None,
-        log: str | Path | None = None,
-        suspect_after: int = 10,
-        on_suspect: Callable[[SuspectRank], None] | None = None,
-        on_error: Literal["raise", "nan"] = "raise",
+        **options: Any,
     ) -> None:
         super().__init__()
-        self._put = partial(
-            robust,
-            aggregator=aggregator,
-            f=f,
-            seed=seed,
-            on_step=on_step,
-            log=log,
-            suspect_after=suspect_after,
-            on_suspect=on_suspect,
-            on_error=on_error,
-        )
+        inspect.signature(robust).bind(None, aggregator, f, **options)
+        self._put = partial(robust, aggregator=aggregator, f=f, **options)
         self._state: dict[str, Any] | None = None
         self.reduction: Reduction | None = None
 
