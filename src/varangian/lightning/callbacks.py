@@ -7,7 +7,6 @@ from __future__ import annotations
 import inspect
 import os
 from collections.abc import Callable, Mapping
-from functools import partial
 from typing import Any
 
 from lightning.pytorch import Callback, LightningModule, Trainer
@@ -167,7 +166,7 @@ class Robust(Callback):
     ) -> None:
         super().__init__()
         inspect.signature(robust).bind(None, aggregator, f, **options)
-        self._put = partial(robust, aggregator=aggregator, f=f, **options)
+        self._aggregator, self._f, self._options = aggregator, f, options
         self._state: dict[str, Any] | None = None
         self.reduction: Reduction | None = None
 
@@ -183,7 +182,7 @@ class Robust(Callback):
                 "trainer: should have the strategy ddp, whose gradients are averaged over processes. Found "
                 f"{type(trainer.strategy).__name__}."
             )
-        self.reduction = self._put(model)
+        self.reduction = robust(model, self._aggregator, self._f, **self._options)
         if self._state is not None:
             self.reduction.load_state_dict(self._state)
 
