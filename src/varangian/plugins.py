@@ -70,6 +70,8 @@ def describe_error(error: BaseException, target: str = "") -> str:
         text = f"{text[:LONGEST]}..."
     if isinstance(error, SyntaxError):
         text = error.msg
+    if not text.isprintable():  # what could steer a terminal
+        text = "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
     kind = type(error).__name__
     said = f"it called sys.exit({text})" if isinstance(error, SystemExit) else f"{kind}: {text}"
     return f"{said.removesuffix(': ')}{user_line(error, target)}"

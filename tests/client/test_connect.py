@@ -87,8 +87,8 @@ def test_momentum_is_that_of_the_settings_unless_another_is_asked_for():
             with rig.connect(module, name, momentum=asked) as worker:
                 assert worker.momentum == used
                 assert worker.terms.deadline == 60.0
-        for wrong in (1, -0.1, float("nan")):
-            with pytest.raises(ClientError, match="`momentum` should be from 0 to below 1"):
+        for wrong in (1, -0.1, float("nan"), "0.9"):
+            with pytest.raises(ClientError, match="`momentum` should be a number from 0 to below 1"):
                 rig.connect(module, momentum=wrong)
 
 

@@ -17,6 +17,7 @@ from varangian.client import session
 from varangian.protos.contract import Terms
 from varangian.protos.encoding import Encoding, rounding_seed
 from varangian.server.identity.tls import Security
+from varangian.server.limits.limits import Limits
 from varangian.worker.transport.client import Client
 from varangian.worker.transport.results import Receipt
 
@@ -145,7 +146,7 @@ def test_one_push_for_each_pull():
             worker.push()
         assert not worker.pull()
         with pytest.raises(
-            ClientError, match=r"before the run is over. Found its end: all 3 rounds are done"
+            ClientError, match=r"of a run that goes on. Found its end: all 3 rounds are done"
         ):
             worker.push()
     with pytest.raises(ClientError, match="Worker w00 is closed"):
@@ -164,6 +165,8 @@ def test_a_round_can_be_declined_and_one_that_was_left_is_declined():
             assert worker.pull()
             assert other.pull()
             if worker.round == 0:
+                with pytest.raises(ClientError, match=r"`reason` should be a sentence.*Found ValueError"):
+                    worker.decline(ValueError("no batch"))
                 worker.decline("no batch today")
             other.push(torch.zeros(other.layout.numel))
     declined = [record.declined for record in rig.records]
@@ -310,16 +313,27 @@ def test_what_a_sign_of_life_is_told_is_raised_by_the_next_call(monkeypatch):
 
 
 def test_a_worker_that_computes_while_the_run_ends_hears_of_it(monkeypatch):
+    heard, join = threading.Event(), Client.join
+
+    async def noted(self):
+        round = await join(self)
+        if self.name == "w00" and self._over is not None:
+            heard.set()
+        return round
+
+    monkeypatch.setattr(Client, "join", noted)
     monkeypatch.setattr(session, "SIGN_OF_LIFE", 0.01)
     module = model()
-    with serving(module, "w00", "w01", quorum=1, rounds=1, deadline=0.05) as rig:
-        worker = rig.connect(module)
+    limits = Limits(idle=20.0, status=0.0, grace=patience(20), restart=patience(20))
+    with serving(module, "w00", "w01", quorum=1, rounds=1, deadline=0.05, limits=limits) as rig:
+        worker = rig.connect(module, patience=patience(20))
         zeros = torch.zeros(worker.layout.numel)
         assert worker.pull()
         with rig.connect(model(), "w01") as other:
             assert other.pull()
             assert other.push(zeros)
             assert not other.pull()
+        assert heard.wait(patience(10))  # before the server is stopped
     # The server has ended: it has told this worker, too.
     outcome = worker.push(zeros)
     assert (outcome.accepted, outcome.code) == (False, "FINISHED")

@@ -97,10 +97,12 @@ def test_named_ones_go_together_with_those_of_a_program(served):
             r"`optimizer` failed: IndexError: .*test_factories.py, line",
         ),
         ({"schedule": lambda optimizer: 4}, "`schedule` should return a scheduler"),
+        ({"optimizer": SGD(net().parameters(), 1.0)}, "optimizer: should be a function.* Found 'SGD'"),
+        ({"schedule": LinearLR(SGD(net().parameters(), 1.0))}, "schedule: should be a function"),
     ],
 )
 def test_what_cannot_be_used_is_named_when_the_server_is_made(wrong, said):
-    with pytest.raises(RunError, match=said):
+    with pytest.raises((ConfigError, RunError), match=said):
         varangian.Server(net(), **wrong, **ONE)
 
 

@@ -7,6 +7,7 @@ import logging
 import os
 import weakref
 from concurrent.futures import Future
+from numbers import Real
 
 from torch import nn
 
@@ -123,8 +124,8 @@ class Opening:
         state: str | os.PathLike[str] | None,
         insecure: bool,
     ) -> None:
-        if momentum is not None and not 0 <= momentum < 1:
-            raise ClientError(f"`momentum` should be from 0 to below 1. Found {momentum}.")
+        if momentum is not None and not (isinstance(momentum, Real) and 0 <= momentum < 1):
+            raise ClientError(f"`momentum` should be a number from 0 to below 1. Found {momentum!r}.")
         self._server, self._momentum = server, momentum
         self._proof: Proof
         self._name, self._proof = credentials(server, certs, name, token, insecure)
@@ -135,8 +136,8 @@ class Opening:
 
     def begin(self, patience: float | None) -> Future[Session]:
         """Begin to connect and join."""
-        if patience is not None and not patience > 0:
-            raise ClientError(f"`patience` should be a number of seconds above 0. Found {patience}.")
+        if patience is not None and not (isinstance(patience, Real) and patience > 0):
+            raise ClientError(f"`patience` should be a number of seconds above 0. Found {patience!r}.")
         earlier = CONNECTED.get((self._server, self._name))
         closing = None if earlier is None else earlier.begin_close()
         if closing is not None:

@@ -45,6 +45,8 @@ def credentials(
     Raises:
         ClientError: there are none, or they cannot be used.
     """
+    if not isinstance(server, str):  # pyright: ignore[reportUnnecessaryIsInstance]
+        raise ClientError(f"`server` should be a text, HOST:PORT. Found {server!r}.")
     try:
         host, _ = parse_address(server)
     except AddressError as error:

@@ -13,6 +13,7 @@ import weakref
 from collections.abc import Coroutine
 from concurrent.futures import CancelledError, Future
 from contextlib import suppress
+from numbers import Real
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from torch import Tensor
@@ -160,8 +161,8 @@ class Exchange:
             plain: whether it goes without worker momentum.
         """
         given = self._open_round("push()")
-        if not divide > 0:
-            raise ClientError(f"`divide` should be a number above 0. Found {divide}.")
+        if not (isinstance(divide, Real) and divide > 0):
+            raise ClientError(f"`divide` should be a number above 0. Found {divide!r}.")
         if vector is None:
             flat, unused = self.model.gradient()
             self._say_unused(unused)
@@ -198,6 +199,8 @@ class Exchange:
 
     def begin_decline(self, reason: str) -> Future[Outcome]:
         given = self._open_round("decline()")
+        if not isinstance(reason, str):  # pyright: ignore[reportUnnecessaryIsInstance]
+            raise ClientError(f"`reason` should be a sentence, a str. Found {type(reason).__name__}.")
         self._answered = True
         return self._submit(_decline(self._session, given, reason))
 

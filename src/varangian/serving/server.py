@@ -11,6 +11,7 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import torch
 from torch import nn
 
 from varangian.api import Config, read
@@ -118,6 +119,13 @@ class Server:
             raise ConfigError(
                 [Problem("on_round", "should be a function that takes a RoundRecord", on_round)]
             )
+        for path, value in (("optimizer", optimizer), ("schedule", schedule)):
+            if isinstance(value, torch.optim.Optimizer | torch.optim.lr_scheduler.LRScheduler):
+                made = type(value).__name__
+                rule = "should be a function that makes it, as the server steps tensors of its own"
+                raise ConfigError(
+                    [Problem(path, rule, made, f"Write `{path}=lambda of: {made}(of, ...)`.")]
+                )
         try:
             self._model = OwnModule(model, evaluate)
         except InputError as error:
