@@ -48,7 +48,7 @@ def test_an_overflow_is_declined_and_lowers_the_scale():
         outcome = worker.push(scaler=scale)
         scale.update()
         assert (outcome.accepted, outcome.code) == (False, "DECLINED")
-        assert outcome.reason.startswith("The gradients overflowed")
+        assert outcome.reason.startswith("The gradients have NaN or infinity: they overflowed")
         assert scale.get_scale() == 512.0
         worker.pull()
         scale.scale(loss_of(module)).backward()

@@ -2,6 +2,7 @@
 
 import json
 import math
+import shutil
 from dataclasses import dataclass
 
 import numpy as np
@@ -12,10 +13,12 @@ from hypothesis import strategies as st
 
 from varangian.aggregators import RULES, Aggregator, aggregator_from
 from varangian.aggregators.numeric.shares import WeightCap
+from varangian.federated import rounds
 from varangian.federated.arrays import Layout, median_metrics
 from varangian.federated.claims import checked_cap, read_claims
 from varangian.federated.models import Models
 from varangian.federated.rounds import Round
+from varangian.torch import steps
 
 
 def model(seed=0, wide=False):
@@ -184,6 +187,24 @@ def test_the_record_is_a_line_of_json_and_a_sentence():
         str(record)
         == "Round 3: 2 models took part, 1 were dropped (c: bad), 1 clients sent none (d: gone)."
     )
+
+
+@pytest.mark.parametrize(
+    ("append", "record"),
+    [
+        (lambda path: rounds.appender(path), Round(3, (), {}, {}, None)),
+        (lambda path: steps.appender(path, {"n": 2}), steps.Step(3, (), None)),
+    ],
+)
+def test_a_log_that_cannot_be_written_any_more_is_a_warning(append, record, tmp_path):
+    folder = tmp_path / "logs"
+    folder.mkdir()
+    write = append(folder / "log.jsonl")
+    write(record)
+    assert len((folder / "log.jsonl").read_text().splitlines()) >= 1
+    shutil.rmtree(folder)
+    with pytest.warns(RuntimeWarning, match=r"log.jsonl cannot be written, and lacks \w+ 3"):
+        write(record)
 
 
 def test_without_flower_the_error_says_what_to_install(monkeypatch):

@@ -74,7 +74,7 @@ def outer(
         ClientError: an argument cannot be used.
     """
     exchange = worker.exchange
-    if every < 1:
+    if not isinstance(every, int) or every < 1:  # pyright: ignore[reportUnnecessaryIsInstance]
         raise ClientError(f"`every` should be a number of inner steps, at least 1. Found {every!r}.")
     if not 0 <= delay < every:
         raise ClientError(f"`delay` should be from 0 to below `every`, {every}. Found {delay!r}.")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import warnings
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -72,6 +73,8 @@ def _reasons(found: Mapping[str, str]) -> str:
 def appender(path: str | Path) -> Callable[[Round], None]:
     """A function that appends the line of a round to a file, which is whole after each.
 
+    Where a later line cannot be written there is a warning, and the run goes on.
+
     Raises:
         OSError: the file cannot be written.
     """
@@ -79,7 +82,15 @@ def appender(path: str | Path) -> Callable[[Round], None]:
     file.open("a", encoding="utf-8").close()
 
     def append(record: Round) -> None:
-        with file.open("a", encoding="utf-8") as opened:
-            opened.write(record.line() + "\n")
+        try:
+            with file.open("a", encoding="utf-8") as opened:
+                opened.write(record.line() + "\n")
+        except OSError as error:
+            warnings.warn(
+                f"log: {file} cannot be written, and lacks round {record.round}. The system says: "
+                f"{error.strerror}.",
+                RuntimeWarning,
+                stacklevel=2,
+            )
 
     return append

@@ -119,12 +119,15 @@ class Server:
             raise ConfigError(
                 [Problem("on_round", "should be a function that takes a RoundRecord", on_round)]
             )
-        for path, value in (("optimizer", optimizer), ("schedule", schedule)):
+        for path, value, of in (
+            ("optimizer", optimizer, "parameters"),
+            ("schedule", schedule, "optimizer"),
+        ):
             if isinstance(value, torch.optim.Optimizer | torch.optim.lr_scheduler.LRScheduler):
                 made = type(value).__name__
                 rule = "should be a function that makes it, as the server steps tensors of its own"
                 raise ConfigError(
-                    [Problem(path, rule, made, f"Write `{path}=lambda of: {made}(of, ...)`.")]
+                    [Problem(path, rule, made, f"Write `{path}=lambda {of}: {made}({of}, ...)`.")]
                 )
         try:
             self._model = OwnModule(model, evaluate)

@@ -8,6 +8,7 @@ from __future__ import annotations
 import json
 import math
 import statistics
+import warnings
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -83,7 +84,7 @@ class Step:
             "weights": None if self.weights is None else [*self.weights],
             "effective": self.effective,
             "reference_weight": self.reference_weight or None,
-            "spread": self.spread,
+            "spread": None if self.spread is None else _number(self.spread),
             "distances": distances,
             "repeated": [*self.repeated] or None,
             "far": sorted(self.far) or None,
@@ -174,6 +175,8 @@ def _fault(rank: int, step: Step) -> str:
 def appender(path: str | Path, about: Mapping[str, Any]) -> Callable[[Step], None]:
     """A function that appends the line of a step to a file, which is whole after each.
 
+    Where a later line cannot be written there is a warning, and training goes on.
+
     Args:
         path: of the file; a line about the ranks is appended at once.
         about: what is in that line.
@@ -187,7 +190,15 @@ def appender(path: str | Path, about: Mapping[str, Any]) -> Callable[[Step], Non
             file.write(f"{text}\n")
 
     def append(step: Step) -> None:
-        line(step.line())
+        try:
+            line(step.line())
+        except OSError as error:  # one rank alone must not leave a step that the others take
+            warnings.warn(
+                f"log: {path} cannot be written, and lacks step {step.step}. The system says: "
+                f"{error.strerror}.",
+                RuntimeWarning,
+                stacklevel=2,
+            )
 
     line(json.dumps({"ranks": about}))
     return append
