@@ -5,7 +5,7 @@ import torch
 from tests.serving.own import net, pull_to_zero
 from torch import nn
 from torch.optim import SGD, AdamW
-from torch.optim.lr_scheduler import CosineAnnealingLR, LinearLR
+from torch.optim.lr_scheduler import CosineAnnealingLR, LinearLR, OneCycleLR
 
 import varangian
 from varangian.cli.main import main
@@ -97,6 +97,14 @@ def test_named_ones_go_together_with_those_of_a_program(served):
             r"`optimizer` failed: IndexError: .*test_factories.py, line",
         ),
         ({"schedule": lambda optimizer: 4}, "`schedule` should return a scheduler"),
+        (
+            {"optimizer": lambda ps: SGD(ps, 0.1), "schedule": lambda o: OneCycleLR(o, 0.1, total_steps=2)},
+            "OneCycleLR should have a step for each of 200 rounds. Found total_steps=2",
+        ),
+        (
+            {"optimizer": lambda ps: SGD(ps, 0.1), "server__fragments": 2},
+            "optimizer: should have a name with server.fragments=2",
+        ),
         ({"optimizer": SGD(net().parameters(), 1.0)}, "optimizer: should be a function.* Found 'SGD'"),
         ({"schedule": LinearLR(SGD(net().parameters(), 1.0))}, "schedule: should be a function"),
     ],

@@ -65,6 +65,7 @@ class OwnOptimizer(Optimizer):
         scheduler: SchedulerFactory | None = None,
         schedule: Schedule | None = None,
         warmup: int = 0,
+        rounds: int = 0,
     ) -> OwnOptimizer:
         """One that can take steps; it has taken one of zeros, so that errors come before the run.
 
@@ -75,6 +76,7 @@ class OwnOptimizer(Optimizer):
                 at each evaluation, by the loss, or by the accuracy with `mode="max"`.
             schedule: a named one in its place: a factor of every group's learning rate.
             warmup: rounds over which these rates rise, before those of the schedule.
+            rounds: of the run, for schedulers with a number of steps of their own; 0 asks for none.
 
         Raises:
             InputError: it cannot be used.
@@ -85,6 +87,7 @@ class OwnOptimizer(Optimizer):
         zeros = torch.zeros(d)
         trial = cls._made(optimizer, scheduler)
         stepper = ShapedStepper(trial, zeros, shapes if trial.needs_shapes else [(d,)])
+        stepper.check_length(rounds)
         stepper.step(zeros, zeros, 0.0, stepper.rate(0, 1), torch.empty(d))
         optimizers = stepper.state()["optimizers"]
         kept = sum(tensor.numel() * tensor.element_size() for tensor in tensors(optimizers))

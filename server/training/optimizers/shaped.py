@@ -65,6 +65,20 @@ class ShapedStepper:
             self._advanced += 1
         return _number(self._torch[0].param_groups[0].get("lr"))
 
+    def check_length(self, rounds: int) -> None:
+        """See that no scheduler ends before the run, as `OneCycleLR` does with an error.
+
+        Raises:
+            InputError: one does.
+        """
+        for one in self._schedulers:
+            steps = getattr(one, "total_steps", None)
+            if isinstance(steps, int) and steps < rounds:
+                raise InputError(
+                    f"`schedule` {type(one).__name__} should have a step for each of {rounds} rounds. "
+                    f"Found total_steps={steps}."
+                )
+
     def scored(self, scores: Mapping[str, float]) -> None:
         """Take the scores of an evaluation: `ReduceLROnPlateau` is stepped by them, and not by rounds."""
         for scheduler in self._schedulers:

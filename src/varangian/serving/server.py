@@ -20,6 +20,7 @@ from varangian.cli.main import CommandError
 from varangian.cli.tokens import SECRET, secret
 from varangian.cli.views.progress import progress
 from varangian.config import RunConfig, advice
+from varangian.config.checks.fragments import check_fragments
 from varangian.files import user_path
 from varangian.launch.checkpoints.resume import RunOver, find_run, settings_of, with_seed_of
 from varangian.launch.checkpoints.resume import resume as go_on
@@ -290,10 +291,14 @@ class Server:
                     scheduler=self._scheduler,
                     schedule=named.schedule if by_name else None,
                     warmup=named.warmup if by_name else 0,
+                    rounds=config.rounds,
                 )
             except InputError as error:
                 raise RunError(str(error)) from error
-        return config.model_copy(update={"optimizer": made})
+        config = config.model_copy(update={"optimizer": made})
+        if problems := [*check_fragments(config)]:
+            raise ConfigError(problems)
+        return config
 
     def _work(
         self,
