@@ -102,7 +102,7 @@ def test_named_ones_go_together_with_those_of_a_program(served):
             "OneCycleLR should have a step for each of 200 rounds. Found total_steps=2",
         ),
         (
-            {"optimizer": lambda ps: SGD(ps, 0.1), "server__fragments": 2},
+            {"optimizer": lambda ps: SGD(ps, 0.1), "server__fragments": 2, "worker__momentum": 0},
             "optimizer: should have a name with server.fragments=2",
         ),
         ({"optimizer": SGD(net().parameters(), 1.0)}, "optimizer: should be a function.* Found 'SGD'"),
