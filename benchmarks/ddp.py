@@ -317,11 +317,9 @@ class Wrong:
     def spoil(self, buffer: Tensor, key: tuple[int, ...]) -> None:
         if self.fault == "nan" and self.strikes:
             buffer[0] = torch.nan
-        elif (
-            self.fault == "exponent"
-        ):  # the highest bit but one of an exponent is stuck, in every 100th number
-            bits = buffer.view(torch.int32)[::100]
-            bits |= 1 << 29
+        elif self.fault == "exponent":
+            bits = buffer.view(torch.int32)[::1000]
+            bits |= 1 << 30  # the highest of an exponent
         elif self.fault == "sign_flip":
             buffer.neg_()
         elif self.fault == "x1000":
