@@ -275,6 +275,9 @@ class Reduction:
             ValueError: the aggregator has no guarantee for so many ranks, a parameter has a type that
                 cannot be aggregated, or the ranks were not told the same.
         """
+        if self._group is not None:
+            suspicion = self._group.suspicion.state()  # of the ranks before
+            self._seen = suspicion["left_out"], suspicion["faulty"]
         found = self._process_group or group or dist.group.WORLD
         if found is None:
             raise ValueError(
@@ -308,10 +311,10 @@ class Reduction:
         suspicion = Suspicion(n, self._suspect_after)
         suspicion.restore(*self._seen)
         names = {id(parameter): name for name, parameter in parameters} if named else {}
-        rank = dist.get_rank(found)
+        rank = found.rank()
         whole = whole or found
         self._group = _Group(found, whole, n, rank, peers, self._aggregator, names, suspicion)
-        if self._log is not None and dist.get_rank(whole) == 0:
+        if self._log is not None and whole.rank() == 0:
             about = {
                 "n": n,
                 "f": f,
@@ -353,6 +356,13 @@ class Reduction:
         if bucket.is_last():
             self._finish(group)
         return future
+
+    def abandon(self) -> None:
+        """Give the buckets of an unfinished step back as they were, where an error has ended it."""
+        pieces, self._pieces, self._settled = self._pieces, [], []
+        for piece in pieces:
+            if not piece.future.done():
+                piece.future.set_result(piece.own)
 
     def _sent(self, group: _Group, buffer: Tensor, parameters: list[Tensor]) -> _Piece:
         """The bucket, whose shards are on their way to their owners."""

@@ -80,7 +80,7 @@ def sent(task, models, name="w01"):
         ({"sgd": {"lr": 0.1, "momentum": 0.9}}, lambda ps: torch.optim.SGD(ps, 0.1, momentum=0.9)),
         ({"adagrad": {"lr": 0.05}}, lambda ps: torch.optim.Adagrad(ps, 0.05)),
     ],
-    ids=str,
+    ids=["adamw", "sgd", "adagrad"],
 )
 def test_a_worker_takes_the_steps_of_torch_with_one_optimizer_over_all_rounds(spec, make):
     task = but(inner=OPTIMIZERS.build(spec, ""))

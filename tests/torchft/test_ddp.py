@@ -1,0 +1,64 @@
+"""`varangian.torchft`: real managers with a real lighthouse, a replica in each process."""
+
+import json
+import math
+import os
+import pathlib
+import subprocess
+import sys
+
+import pytest
+from tests.extent import patience
+
+pytest.importorskip("torchft", reason="torchft is not installed (pip install 'varangian[torchft]')")
+
+PROGRAM = pathlib.Path(__file__).with_name("replica.py")
+ROOT = PROGRAM.parents[2]
+REPLICAS = 4
+
+
+def trained(spec, fault, steps=4):
+    """What each replica says at its end."""
+    from torchft.coordination import LighthouseServer
+
+    lighthouse = LighthouseServer(bind="127.0.0.1:0", min_replicas=REPLICAS, join_timeout_ms=60_000)
+    try:
+        address = lighthouse.address().replace(os.uname().nodename, "127.0.0.1")
+        words = [REPLICAS, address, steps, spec, fault]
+        paths = os.pathsep.join([str(ROOT / "src"), os.environ.get("PYTHONPATH", "")])
+        programs = [
+            subprocess.Popen(
+                [sys.executable, PROGRAM, str(place), *map(str, words)],
+                env=os.environ | {"PYTHONPATH": paths, "GLOO_SOCKET_IFNAME": "lo"},
+                stdout=subprocess.PIPE,
+                stderr=subprocess.PIPE,
+                text=True,
+            )
+            for place in range(REPLICAS)
+        ]
+        found = [program.communicate(timeout=patience(300)) for program in programs]
+    finally:
+        lighthouse.shutdown()
+    assert [program.returncode for program in programs] == [0] * REPLICAS, found[0][1][-3000:]
+    return [json.loads(out.splitlines()[-1]) for out, _ in found]
+
+
+@pytest.mark.slow
+@pytest.mark.exhaustive
+@pytest.mark.parametrize(("spec", "fault"), [("nnm+trimmed_mean", "scaled"), ("median", "nan")])
+def test_replicas_train_though_one_is_wrong(spec, fault):
+    answers = trained(spec, fault)
+    assert {(answer["kept"], answer["tries"]) for answer in answers} == {(4, 4)}
+    assert len({answer["sum"] for answer in answers}) == 1
+    assert math.isfinite(answers[0]["sum"])
+    for answer in answers:
+        wrong = answer["dropped" if fault == "nan" else "far"]
+        assert all(len(ranks) == 1 for ranks in wrong)
+
+
+@pytest.mark.slow
+@pytest.mark.exhaustive
+def test_a_step_with_more_faults_than_f_is_discarded():
+    for answer in trained("median", "two"):
+        assert answer["kept"] == 0
+        assert answer["tries"] == 12
