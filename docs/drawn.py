@@ -31,6 +31,7 @@ WHAT = {
     "loops": "rounds as steps of a framework's loop",
     "flower": "rules inside Flower",
     "nvflare": "rules inside NVFlare",
+    "torchft": "rules inside torchft",
     "torch": "rules inside torch.distributed",
     "federated": "rules on models by name",
     "pki": "the authority of a cluster",

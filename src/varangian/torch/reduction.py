@@ -276,8 +276,8 @@ class Reduction:
                 cannot be aggregated, or the ranks were not told the same.
         """
         if self._group is not None:
-            suspicion = self._group.suspicion.state()  # of the ranks before
-            self._seen = suspicion["left_out"], suspicion["faulty"]
+            seen = self._group.suspicion.state()  # of the ranks before
+            self._seen = seen["left_out"], seen["faulty"]
         found = self._process_group or group or dist.group.WORLD
         if found is None:
             raise ValueError(

@@ -16,15 +16,15 @@ from varangian.torch.reduction import Reduction
 from varangian.torch.steps import Step, SuspectRank
 
 try:
-    from torchft.ddp import DistributedDataParallel as Managed
-    from torchft.manager import Manager
+    from torchft.ddp import DistributedDataParallel as Managed  # pyright: ignore[reportMissingImports]
+    from torchft.manager import Manager  # pyright: ignore[reportMissingImports]
 except ImportError as error:
     raise ImportError("varangian.torchft needs torchft: pip install 'varangian[torchft]'") from error
 
 log = logging.getLogger(__name__)
 
 
-class DistributedDataParallel(Managed):
+class DistributedDataParallel(Managed):  # pyright: ignore[reportUntypedBaseClass]
     """As `torchft.ddp.DistributedDataParallel`; gradients of replicas are reduced by a robust rule.
 
     The rows are the gradients of the replicas in the quorum. A replica that is healing has no gradient: it
@@ -69,9 +69,9 @@ class DistributedDataParallel(Managed):
             on_suspect=on_suspect,
             on_error="nan",
         )
-        # By the dict: an object is no module before it has been initialised as one.
-        self.__dict__["reduction"] = reduction
-        self.__dict__["_met"] = None
+        # Before the object is initialised as a module, which registers the hook.
+        object.__setattr__(self, "reduction", reduction)
+        object.__setattr__(self, "_met", None)
         super().__init__(manager, module, **ddp)
 
     reduction: Reduction
@@ -108,11 +108,11 @@ class DistributedDataParallel(Managed):
         quorum = manager._quorum_id  # pyright: ignore[reportPrivateUsage]
         if quorum == self._met:
             return
-        group = manager._pg.parent  # pyright: ignore[reportPrivateUsage]
+        managed: Any = manager._pg  # pyright: ignore[reportPrivateUsage]
         named = [(name, p) for name, p in self.module.named_parameters() if p.requires_grad]
-        self.__dict__["_met"] = None
-        self.reduction.attach(named, named[0][1].device, group)
-        self.__dict__["_met"] = quorum
+        self._met = None
+        self.reduction.attach(named, named[0][1].device, managed.parent)
+        self._met = quorum
 
 
 def _done(tensor: torch.Tensor) -> torch.futures.Future[torch.Tensor]:
