@@ -26,6 +26,7 @@ ADAPTERS = {
     "huggingface": "transformers",
     "lightning": "lightning",
     "nvflare": "nvflare",
+    "torchft": "torchft",
 }
 """Packages for other frameworks, and what they cannot be imported without; .ci/adapters has all."""
 

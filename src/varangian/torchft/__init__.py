@@ -15,4 +15,12 @@ __all__ = ["DistributedDataParallel"]
 def __getattr__(name: str) -> Any:
     if name not in __all__:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    return getattr(importlib.import_module("varangian.torchft.ddp"), name)
+    try:
+        return getattr(importlib.import_module("varangian.torchft.ddp"), name)
+    except ModuleNotFoundError as error:
+        if (error.name or "").partition(".")[0] != "torchft":
+            raise
+        raise ModuleNotFoundError(
+            "varangian.torchft needs torchft, which is not installed: pip install 'varangian[torchft]'",
+            name=error.name,
+        ) from None

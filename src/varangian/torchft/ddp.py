@@ -10,16 +10,12 @@ from typing import Any
 import torch
 import torch.distributed as dist
 from torch import nn
+from torchft.ddp import DistributedDataParallel as Managed  # pyright: ignore[reportMissingImports]
+from torchft.manager import Manager  # pyright: ignore[reportMissingImports]
 
 from varangian.aggregators import AggregationError, Aggregator
 from varangian.torch.reduction import Reduction
 from varangian.torch.steps import Step, SuspectRank
-
-try:
-    from torchft.ddp import DistributedDataParallel as Managed  # pyright: ignore[reportMissingImports]
-    from torchft.manager import Manager  # pyright: ignore[reportMissingImports]
-except ImportError as error:
-    raise ImportError("varangian.torchft needs torchft: pip install 'varangian[torchft]'") from error
 
 log = logging.getLogger(__name__)
 
