@@ -46,7 +46,7 @@ def test_every_dependency_has_an_oldest_version(wanted):
     assert lowest == wanted
 
 
-LEFT_OUT = {"flower", "huggingface", "lightning", "mlflow", "nvflare", "ray", "wandb"}
+LEFT_OUT = {"flower", "huggingface", "lightning", "mlflow", "nvflare", "ray", "torchft", "wandb"}
 """Extras that are large, and for few; and frameworks that whoever needs them has."""
 
 
