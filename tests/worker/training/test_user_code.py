@@ -7,6 +7,7 @@ import pytest
 import torch
 from torch import nn
 
+from varangian import plugins
 from varangian.plugins import InputError, guard, resolve
 from varangian.server.training.optimizers import Sgd
 from varangian.server.training.schedules import Cosine
@@ -406,3 +407,7 @@ def test_a_file_that_a_library_hides_and_one_with_its_ending(tmp_path, monkeypat
         resolve("queue:build")
     with pytest.raises(InputError, match=r"Write 'parts\.mine:build'"):
         resolve("parts/mine.py:build")
+
+
+def test_what_could_steer_a_terminal_is_escaped_in_a_sentence_about_an_error():
+    assert plugins.describe_error(ValueError("\x1b[31mred\u202e")) == r"ValueError: \x1b[31mred\u202e"
