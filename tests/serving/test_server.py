@@ -127,6 +127,17 @@ def test_on_round_that_fails_does_not_end_the_run(served):
     assert "warning: `on_round` failed in 4 of 4 rounds" in notes
 
 
+def test_a_round_without_an_update_is_said_once(served):
+    def not_finite(parameters, name, round):
+        return parameters.fill_(float("nan")) if name != "w00" else parameters
+
+    result, *_, notes = served(vector=not_finite)
+    assert result.outcome == "failed"
+    (said,) = [note for note in notes if "no update in round 0" in note]
+    assert said.startswith("warning: ")
+    assert not [note for note in notes if "no update in round 1" in note]
+
+
 def test_a_program_can_stop_its_server(tmp_path):
     module, stopped, held = net(), threading.Event(), []
 

@@ -22,6 +22,7 @@ def trained(spec, fault, steps=4):
     from torchft.coordination import LighthouseServer
 
     lighthouse = LighthouseServer(bind="127.0.0.1:0", min_replicas=REPLICAS, join_timeout_ms=60_000)
+    programs = list[subprocess.Popen[str]]()
     try:
         address = lighthouse.address().replace(os.uname().nodename, "127.0.0.1")
         words = [REPLICAS, address, steps, spec, fault]
@@ -38,6 +39,8 @@ def trained(spec, fault, steps=4):
         ]
         found = [program.communicate(timeout=patience(300)) for program in programs]
     finally:
+        for program in programs:
+            program.kill()
         lighthouse.shutdown()
     assert [program.returncode for program in programs] == [0] * REPLICAS, found[0][1][-3000:]
     return [json.loads(out.splitlines()[-1]) for out, _ in found]

@@ -43,13 +43,16 @@ class Work:
     resumed: Resumed | None = None
     held: threading.Lock | None = None
     """That is released in the end."""
-    observe: Observe = lambda record: None
+    observe: Observe | None = None
+    """Shows rounds; None where nobody sees them."""
     folder: Path | None = None
     """The run folder, from its beginning on."""
     _ready: list[Callable[[str], object]] = field(default_factory=list[Callable[[str], object]])
     _lock: threading.Lock = field(default_factory=threading.Lock)
     _loop: asyncio.AbstractEventLoop | None = None
     _run: ServerRun | None = None
+    _skipped: bool = False
+    """Whether it was said that a round had no update."""
     _stop: str | None = None
     """Why the program wants the run to end."""
 
@@ -145,6 +148,10 @@ class Work:
     _callback: RoundCallback | None = None
 
     def _observe(self, record: RoundRecord) -> None:
-        self.observe(record)
+        if self.observe is not None:
+            self.observe(record)
+        elif record.skipped is not None and not self._skipped:
+            self._skipped = True
+            self.note(f"warning: no update in round {record.round}, nor perhaps later: {record.skipped}")
         if self._callback is not None:
             self._callback.observe(record)
