@@ -63,6 +63,9 @@ def arguments() -> argparse.Namespace:
         "--steps", type=int, help="of a turn, by default 3; of a run with faults, by default 300"
     )
     parser.add_argument("--rate", help="speed: of the loopback, as 1gbit; by default it is not limited")
+    parser.add_argument(
+        "--momentum", type=float, default=0.0, help="faults: of ranks, in the place of the optimizer's"
+    )
     parser.add_argument("--data", help="faults: the folder of CIFAR-10")
     parser.add_argument("--faults", nargs="+", choices=FAULTS, default=[*FAULTS])
     parser.add_argument("--json", type=Path, metavar="FILE", help="write the results here, too")
@@ -369,10 +372,19 @@ def train(args: argparse.Namespace, fault: str, way: str, place: int, n: int) ->
 
     reduction = None
     if way == "robust":
-        reduction = Reduction(args.aggregator, 1, on_step=look, on_suspect=suspect, on_error="nan")
+        reduction = Reduction(
+            args.aggregator,
+            1,
+            momentum=args.momentum,
+            on_step=look,
+            on_suspect=suspect,
+            on_error="nan",
+        )
     state = Wrong(fault, reduction, place, n)
     model.register_comm_hook(state, wrong_hook)
     learn = torch.optim.SGD(model.parameters(), lr=0.05, momentum=0.9)
+    if reduction is not None and args.momentum:  # the same steps as before where nothing is left out
+        learn = torch.optim.SGD(model.parameters(), lr=0.05 / (1 - args.momentum))
     rng = torch.Generator().manual_seed(100 + place)
     for _ in range(args.steps or 300):
         chosen = torch.randint(len(labels), (16,), generator=rng)

@@ -64,7 +64,17 @@ def compare(rank, spec, f, options):
     wrapped = DistributedDataParallel(model, **options.get("ddp", {}))
     records = []
     weights = options.get("weights")
-    reduction = robust(wrapped, spec, f, seed=3, on_step=records.append, on_error="nan", weights=weights)
+    beta, momentum = options.get("momentum", 0.0), 0.0
+    reduction = robust(
+        wrapped,
+        spec,
+        f,
+        seed=3,
+        on_step=records.append,
+        on_error="nan",
+        weights=weights,
+        momentum=beta,
+    )
     aggregator, last, apart = reduction.aggregator, None, []
     learn = [torch.optim.SGD(each.parameters(), lr=0.1) for each in (plain, model)]
     for step in range(steps):
@@ -78,6 +88,8 @@ def compare(rank, spec, f, options):
         used = [p for p in plain.parameters() if p.grad is not None]
         wide = torch.float64 if mixed else dtype
         mine = flat([p.grad.to(wide) for p in used])
+        if beta:
+            mine = momentum = beta * momentum + (1 - beta) * mine
         rows = [torch.empty_like(mine) for _ in range(n)]
         dist.all_gather(rows, mine)
         whole = aggregator(torch.stack(rows), last, reduction.generator(step), weights=weights)
@@ -131,6 +143,7 @@ QUICK = [
     ("arc+caf", 1, {"bad": {0: float("inf")}, "ddp": {"find_unused_parameters": True}}),
     ("trimmed_mean", 1, {"bad": {1: -1000.0}, "weights": (3, 4, 2)}),
     ("arc+caf", 1, {"bad": {0: float("inf")}, "weights": (2, 2, 3)}),
+    ("arc+caf", 1, {"bad": {1: -1000.0}, "momentum": 0.9}),
 ]
 """One case for each thing that may go wrong by itself."""
 SMALL = {"bucket_cap_mb": 0.005}
@@ -150,7 +163,7 @@ def test_the_update_is_that_of_the_gathered_gradients(tmp_path):
     for place, (spec, f, _) in enumerate(cases):
         check([answer[place] for answer in answers], aggregator_from(spec, "aggregator", f=f))
     dropped = [[record.dropped for record in answers[0][place][0]] for place in range(len(cases))]
-    assert dropped == [[()] * 3, [(2,)] * 3, [()] * 3, [()] * 3, [(0,)] * 3, [()] * 3, [(0,)] * 3]
+    assert dropped == [[()] * 3, [(2,)] * 3, [()] * 3, [()] * 3, [(0,)] * 3, [()] * 3, [(0,)] * 3, [()] * 3]
 
 
 FULL = [
@@ -393,6 +406,7 @@ def fails_and_goes_on(rank, folder):
         1,
         on_step=records.append,
         log=folder / "steps.jsonl",
+        momentum=0.5,
         suspect_after=2,
         on_suspect=suspects.append,
     )

@@ -31,6 +31,7 @@ def robust(
     seed: int = 0,
     on_step: Callable[[Step], None] | None = None,
     log: str | Path | None = None,
+    momentum: float = 0.0,
     per_bucket: bool = False,
     audit: float = 0.0,
     suspect_after: int = 10,
@@ -47,6 +48,7 @@ def robust(
         seed: of mixings that draw at random.
         on_step: called with the record of each step.
         log: a file for the records, which rank 0 writes.
+        momentum: beta of the momentum of each rank, as of `Reduction`.
         per_bucket: decide about each bucket by itself, which overlaps with the backward pass.
         audit: the share of the columns of each rank that all ranks compute again, as of `Reduction`.
         suspect_after: steps in a row without influence after which a rank is a suspect.
@@ -69,6 +71,7 @@ def robust(
         seed=seed,
         on_step=on_step,
         log=log,
+        momentum=momentum,
         per_bucket=per_bucket,
         audit=audit,
         suspect_after=suspect_after,

@@ -118,6 +118,7 @@ def robust_fsdp(
     seed: int = 0,
     on_step: Callable[[Step], None] | None = None,
     log: str | Path | None = None,
+    momentum: float = 0.0,
     suspect_after: int = 10,
     on_suspect: Callable[[SuspectRank], None] | None = None,
     on_error: Literal["raise", "nan"] = "raise",
@@ -140,6 +141,7 @@ def robust_fsdp(
         seed: of mixings that draw at random.
         on_step: called with the record of each step on every rank; places in it are those of replicas.
         log: a file for the records, which rank 0 writes.
+        momentum: beta of the momentum of each replica, as of `Reduction`.
         suspect_after: steps in a row without influence after which a replica is a suspect.
         on_suspect: called with a suspect; its host is that of the rank that holds the same shard.
         on_error: as of `robust`.
@@ -173,6 +175,7 @@ def robust_fsdp(
         seed=seed,
         on_step=on_step,
         log=log,
+        momentum=momentum,
         suspect_after=suspect_after,
         on_suspect=on_suspect,
         on_error=on_error,

@@ -16,7 +16,7 @@ from torch import Tensor
 
 DIGEST, HOST, DEVICE = 16, 64, 16
 """Bytes of the digest of the settings, of a host's name and of a device's."""
-TOLD = ("aggregator", "f", "seed", "on_error", "per_bucket", "audit", "weights", "parameters")
+TOLD = ("aggregator", "f", "seed", "on_error", "momentum", "per_bucket", "audit", "weights", "parameters")
 """What has to be the same on all ranks."""
 
 

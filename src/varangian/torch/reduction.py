@@ -122,6 +122,10 @@ class Reduction:
         seed: of the mixings that draw at random; the same on all ranks.
         on_step: called with the record of each step, on every rank, once gradients are written.
         log: a file to which rank 0 appends each record as a line of JSON.
+        momentum: beta of the momentum m <- beta m + (1 - beta) g of each rank, which is reduced in the
+            place of its gradient g; 0 reduces gradients. It averages out the noise of batches, in which
+            wrong ranks hide: "Learning from History for Byzantine Robust Optimization" (Karimireddy et al.,
+            2021). The optimizer then needs none of its own, and 1 / (1 - beta) times the learning rate.
         per_bucket: decide about each bucket by itself, while later ones are on their way. That is another
             rule, which may believe other ranks in each bucket; and which parameters share one is up to DDP.
         audit: the share of the columns of each rank, in each step, that all ranks compute again to see that
@@ -149,6 +153,7 @@ class Reduction:
         seed: int = 0,
         on_step: Callable[[Step], None] | None = None,
         log: str | Path | None = None,
+        momentum: float = 0.0,
         per_bucket: bool = False,
         audit: float = 0.0,
         suspect_after: int = 10,
@@ -165,6 +170,11 @@ class Reduction:
         self._process_group = process_group
         self._seed = seed
         self._on_step, self._log = on_step, log
+        if not 0 <= momentum < 1:
+            raise ValueError(f"momentum: should be at least 0 and below 1. Found {momentum}.")
+        self._momentum = momentum
+        self._momenta: dict[int, Tensor] = {}
+        """Of this rank, by parameter, flat."""
         if audit and not 1 / MOST_BLOCKS <= audit <= 1:
             raise ValueError(f"audit: should be 0, or from {1 / MOST_BLOCKS:g} to 1. Found {audit}.")
         self._per_bucket = per_bucket
@@ -179,6 +189,7 @@ class Reduction:
         self._reference: dict[int, Tensor] = {}
         """The last update by parameters, flat as in their bucket; empty where no part asks for it."""
         self._restored: dict[str, Tensor] = {}
+        self._restored_momenta: dict[str, Tensor] = {}
         self._seen: tuple[list[int], list[list[int]]] = ([], [])
         """What `Suspicion.restore` takes."""
         self._before: Tensor | None = None
@@ -211,27 +222,34 @@ class Reduction:
         return torch.Generator().manual_seed(int.from_bytes(digest) >> 1)
 
     def state_dict(self) -> dict[str, Any]:
-        """What the next steps depend on: plain values and tensors, the same on every rank."""
+        """What the next steps depend on: plain values and tensors, which are the same on every rank.
+
+        But for `momentum`, which is that of this rank.
+        """
         left_out, faulty = self._seen
         seen = {"left_out": [*left_out], "faulty": [[*steps] for steps in faulty]}
         if self._group is not None:
             seen = self._group.suspicion.state()
         reference = {name: value.clone() for name, value in self.reference.items()}
+        names = {} if self._group is None else self._group.names
+        momentum = {names.get(key, str(at)): m.clone() for at, (key, m) in enumerate(self._momenta.items())}
         return {
             "version": VERSION,
             "step": self._step,
             "seed": self._seed,
             **seen,
             "reference": reference,
+            "momentum": {**self._restored_momenta, **momentum},
         }
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Go on from what `state_dict` gave, with the same bits. Every rank loads the same.
+        """Go on from what `state_dict` gave, with the same bits. Every rank loads its own, or the same.
 
         Raises:
             ValueError: it is no such state, or was made with another seed.
         """
-        missing = {"version", "step", "seed", "left_out", "faulty", "reference"} - {*state}
+        needed = {"version", "step", "seed", "left_out", "faulty", "reference", "momentum"}
+        missing = needed - {*state}
         if missing or state["version"] != VERSION:
             found = (
                 f"lacks {', '.join(sorted(missing))}" if missing else f"is of version {state['version']}"
@@ -248,6 +266,8 @@ class Reduction:
         faulty = [[*map(int, steps)] for steps in state["faulty"]]
         self._seen = ([*map(int, state["left_out"])], faulty)
         self._before = None
+        self._momenta = {}
+        self._restored_momenta = {str(name): m.detach().clone() for name, m in state["momentum"].items()}
         self._reference = {}
         self._restored = {str(name): value.detach().clone() for name, value in state["reference"].items()}
         if self._group is not None:
@@ -302,6 +322,7 @@ class Reduction:
             "f": str(f),
             "seed": str(self._seed),
             "on_error": self._on_error,
+            "momentum": str(self._momentum),
             "per_bucket": str(self._per_bucket),
             "audit": str(self._blocks),
             "weights": str(self._weights),
@@ -341,7 +362,10 @@ class Reduction:
         group = cast("_Group", self._group)
         if buffer.layout is not torch.strided or buffer.dtype not in FLOATS:
             raise ValueError(f"gradients: should be dense floats. Found {buffer.dtype}, {buffer.layout}.")
-        self._pieces.append(self._sent(group, buffer.flatten(), parameters))
+        flat = buffer.flatten()
+        if self._momentum:
+            flat = self._with_momentum(group, flat, parameters)
+        self._pieces.append(self._sent(group, flat, parameters))
         if self._per_bucket:
             # While this bucket is on its way. Every rank is as far with its buckets as the others.
             for piece in self._pieces[len(self._settled) : -1]:
@@ -356,6 +380,23 @@ class Reduction:
         if bucket.is_last():
             self._finish(group)
         return future
+
+    def _with_momentum(self, group: _Group, flat: Tensor, parameters: list[Tensor]) -> Tensor:
+        """The momentum of this rank after these gradients; they themselves where they are not finite."""
+        if not bool(flat.isfinite().all()):
+            return flat  # dropped, and forgotten
+        working = torch.float64 if flat.dtype is torch.float64 else torch.float32
+        parts = flat.split([parameter.numel() for parameter in parameters])
+        for parameter, part in zip(parameters, parts, strict=True):
+            kept = self._momenta.get(id(parameter))
+            if kept is None:
+                restored = self._restored_momenta.pop(group.names.get(id(parameter), ""), None)
+                kept = (
+                    torch.zeros_like(part, dtype=working) if restored is None else restored.to(part.device)
+                )
+                self._momenta[id(parameter)] = kept
+            kept.mul_(self._momentum).add_(part, alpha=1 - self._momentum)
+        return torch.cat([self._momenta[id(parameter)].to(flat.dtype) for parameter in parameters])
 
     def abandon(self) -> None:
         """Give the buckets of an unfinished step back as they were, where an error has ended it."""
