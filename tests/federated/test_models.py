@@ -218,3 +218,19 @@ def test_without_flower_the_error_says_what_to_install(monkeypatch):
         monkeypatch.delitem(sys.modules, name)
     with pytest.raises(ModuleNotFoundError, match=r"pip install 'varangian\[flower\]'"):
         varangian.flower.Robust  # noqa: B018
+
+
+def test_a_program_that_raises_at_a_record_does_not_end_the_run(caplog):
+    records = []
+
+    def on_round(record):
+        records.append(record)
+        raise RuntimeError("no such key")
+
+    models = Models("median", 1, on_round=on_round)
+    for number in range(2):
+        models.aggregate(number, Layout.of(model()), {str(i): model(i) for i in range(3)}, None)
+        models.report()
+    assert len(records) == 2
+    (said,) = caplog.messages
+    assert said == "on_round raised, and is called on: RuntimeError: no such key"

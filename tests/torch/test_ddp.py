@@ -479,11 +479,17 @@ def goes_wrong(rank, fault, spec):
     model = Net()
     wrapped = DistributedDataParallel(model, find_unused_parameters=True, **SMALL)
     records, suspects = [], {}
+
+    def keep(record):
+        records.append(record)
+        if rank == 1:
+            raise RuntimeError("an error of a program, on one rank")
+
     robust(
         wrapped,
         spec,
         1,
-        on_step=records.append,
+        on_step=keep,
         on_suspect=lambda suspect: suspects.setdefault(suspect.rank, (len(records), suspect.reason)),
     )
     learn = torch.optim.SGD(model.parameters(), lr=0.01 * (fault != "stale"))

@@ -6,6 +6,7 @@ n  models     d  numbers of each
 from __future__ import annotations
 
 import hashlib
+import logging
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -21,6 +22,9 @@ from varangian.aggregators.base import by_place, uses_reference
 from varangian.aggregators.numeric.shares import WeightCap
 from varangian.federated.arrays import Arrays, Layout
 from varangian.federated.rounds import Round, appender
+from varangian.plugins import describe_error
+
+log = logging.getLogger(__name__)
 
 VERSION = 1
 """Of the state."""
@@ -63,6 +67,7 @@ class Models:
         """The record of the last round."""
         self.faults: Counter[str] = Counter()
         """Replies of each client that were dropped."""
+        self._told = False
         self._records = [*([appender(log)] if log is not None else []), *([on_round] if on_round else [])]
         self._refers = any(map(uses_reference, (*self.aggregator.mix, self.aggregator.rule)))
         self._update: Tensor | None = None
@@ -164,10 +169,18 @@ class Models:
         return capped
 
     def report(self) -> None:
-        """Hand the record of the last round on."""
+        """Hand the record of the last round on; an error there is logged, once, and the run goes on."""
         for record in self._records:
-            if self.last is not None:
+            if self.last is None:
+                continue
+            try:
                 record(self.last)
+            except Exception as error:
+                if not self._told:
+                    self._told = True
+                    log.warning(
+                        "on_round raised, and is called on: %s", describe_error(error), exc_info=error
+                    )
 
     def _generator(self, number: int) -> torch.Generator:
         """The randomness of a round."""

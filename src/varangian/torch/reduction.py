@@ -9,6 +9,7 @@ ever holds whole ones. What depends on geometry is decided once a step, from sum
 from __future__ import annotations
 
 import hashlib
+import logging
 import warnings
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -25,9 +26,12 @@ from varangian.aggregators.base import uses_reference
 from varangian.aggregators.gram import precision_of
 from varangian.aggregators.rows import FLOATS, Rows, RowsError
 from varangian.aggregators.streaming.sharded import Decision, Measured, decide, measure, refuses
+from varangian.plugins import describe_error
 from varangian.torch.audit import CHECKSUM, Published, checksums_of, examine, publish
 from varangian.torch.peers import Peer, introduce
 from varangian.torch.steps import Step, SuspectRank, Suspicion, appender
+
+log = logging.getLogger(__name__)
 
 _all_gather: Callable[..., dist.Work | None] = getattr(
     dist, "all_gather_single" if hasattr(dist, "all_gather_single") else "all_gather_into_tensor"
@@ -120,7 +124,8 @@ class Reduction:
         f: how many ranks may be faulty; of an `Aggregator` its own counts.
         process_group: the ranks; by default that of the model, or else all.
         seed: of the mixings that draw at random; the same on all ranks.
-        on_step: called with the record of each step, on every rank, once gradients are written.
+        on_step: called with the record of each step, on every rank, once gradients are written; what it
+            raises is logged, once, and the step goes on.
         log: a file to which rank 0 appends each record as a line of JSON.
         momentum: beta of the momentum m <- beta m + (1 - beta) g of each rank, which is reduced in the
             place of its gradient g; 0 reduces gradients. It averages out the noise of batches, in which
@@ -194,6 +199,7 @@ class Reduction:
         """What `Suspicion.restore` takes."""
         self._before: Tensor | None = None
         """The checksums of the step before."""
+        self._told = set[str]()
         self._step = 0
         self._last: Step | None = None
         parts = (*self._aggregator.mix, self._aggregator.rule)
@@ -611,16 +617,28 @@ class Reduction:
     def _tell(self, group: _Group, step: Step, error: Exception | None) -> None:
         """Say what became of a step; gradients are written by now."""
         for tell in group.records:
-            tell(step)
+            self._call("on_step", tell, step)
         for rank, steps, reason in group.suspicion.see(step):
             peer = group.peers[rank]
             suspect = SuspectRank(rank, steps, peer.host, peer.device, reason)
             if self._on_suspect is not None:
-                self._on_suspect(suspect)
+                self._call("on_suspect", self._on_suspect, suspect)
             elif group.rank in (0, rank):
                 warnings.warn(str(suspect), RuntimeWarning, stacklevel=2)
         if error is not None and self._on_error == "raise":
             raise AggregationError(f"Step {step.step}: {step.error}") from error
+
+    def _call(self, name: str, act: Callable[[Any], None], about: Step | SuspectRank) -> None:
+        """Call a function of the user; its first error is logged.
+
+        One that ended this rank alone would leave the others waiting for it.
+        """
+        try:
+            act(about)
+        except Exception as error:
+            if name not in self._told:
+                self._told.add(name)
+                log.warning("%s raised, and is called on: %s", name, describe_error(error), exc_info=error)
 
 
 def _checked(aggregator: str | Mapping[str, object] | Aggregator, f: int) -> Aggregator:
