@@ -92,5 +92,5 @@ def test_the_report_tells_and_shows_it(steps, tmp_path, capsys):
     page = out.read_text()
     assert "&lt;b&gt;" in page
     assert "<b>," not in page
-    assert '<table class="heat">' in page
+    assert '<table class="heat strips">' in page
     assert main(["report", str(steps), str(tmp_path), "-o", str(out)]) != 0
