@@ -61,7 +61,7 @@ class UploadScheduler:
         except asyncio.CancelledError:
             if place.done() and not place.cancelled():
                 self._pass_on()
-            else:
+            elif place in self._queue:  # or it was found there, cancelled, by whoever had a turn to give
                 self._queue.remove(place)
             raise
 

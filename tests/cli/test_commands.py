@@ -263,3 +263,30 @@ def test_ctrl_c_before_the_command_is_known_is_an_exit_code_like_any_other(monke
     monkeypatch.setattr("varangian.cli.main.parse", interrupted)
     assert main(["run"]) == 130
     assert capsys.readouterr().err == "varangian: interrupted\n"
+
+
+STUCK = """
+import sys, time
+from varangian.cli import main
+
+main.CLEANING = 0.2
+with main._terminable(last=True):
+    try:
+        print("here", flush=True)
+        time.sleep(600)
+    finally:
+        time.sleep(600)  # as for a lock that nobody gives back
+"""
+
+
+@pytest.mark.slow
+def test_a_process_that_cannot_clean_up_after_sigterm_just_ends():
+    process = subprocess.Popen([sys.executable, "-c", STUCK], stdout=subprocess.PIPE)
+    try:
+        process.stdout.readline()
+        process.terminate()
+        assert process.wait(patience(60)) == 143
+    finally:
+        process.kill()
+        process.stdout.close()
+        process.wait()

@@ -54,7 +54,7 @@ def test_crashes_and_drains_do_not_change_the_digest(cluster, tmp_path):
     expected = run(load(None, [*SETTINGS, "backend=simulate", f"output={tmp_path / 'straight'}"]))
     follow_the_page(tmp_path / "deployment", cluster, config, "overlays/states")
     cluster.until(lambda: rounds(cluster) > 10, "ten rounds")
-    assert cluster.job("trial-server")["ready"] == 1
+    cluster.until(lambda: cluster.job("trial-server").get("ready") == 1, "a server that is ready")
     os.kill(cluster.pid("trial-worker", 1), signal.SIGKILL)
     done = rounds(cluster)
     cluster.until(lambda: rounds(cluster) > done + 5, "rounds after a worker was killed")

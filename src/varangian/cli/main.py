@@ -32,6 +32,10 @@ EXHAUSTED = (errno.EMFILE, errno.ENFILE)
 """Errors of a process, or a machine, that has no more file descriptors."""
 
 
+CLEANING = 30.0
+"""Seconds that a process has to clean up after SIGTERM, when it ends by an error, before it just ends."""
+
+
 class Terminated(KeyboardInterrupt):
     """SIGTERM has come: handled as Ctrl-C, so that everything begun is cleaned up."""
 
@@ -168,7 +172,14 @@ def _terminable(last: bool) -> Generator[None]:
         yield
         return
 
+    late = threading.Timer(CLEANING, os._exit, [TERMINATED])
+    late.daemon = True
+
     def terminate(*_: Any) -> None:
+        # An error between any two instructions may leave a lock held, for which what cleans up would wait,
+        # or come up in a callback that swallows it.
+        if late.ident is None:
+            late.start()
         raise Terminated
 
     untold = before is signal.SIG_DFL
@@ -177,6 +188,8 @@ def _terminable(last: bool) -> Generator[None]:
     try:
         yield
     finally:
+        if not last:
+            late.cancel()
         signal.signal(signal.SIGTERM, signal.SIG_IGN if untold and last else before)
 
 

@@ -881,6 +881,8 @@ class Stop:
         loop = asyncio.get_running_loop()
 
         def interrupt(name: str) -> None:
+            if self.signal is not None:  # two at the same time
+                return
             self.signal = int(signal.Signals[name])
             note(f"{name}: stopping after the round in hand; once more to stop at once")
             self.because(f"stopped by {name}")
@@ -893,8 +895,9 @@ class Stop:
 
         def first(number: int, frame: FrameType | None) -> None:
             del frame
-            give_back()
+            # In this order: an error that a second signal raises here may come up where it is swallowed.
             loop.call_soon_threadsafe(interrupt, signal.Signals(number).name)
+            give_back()
 
         def give_back() -> None:
             for number, handler in (

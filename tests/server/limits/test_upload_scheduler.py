@@ -118,3 +118,17 @@ async def test_a_turn_is_free_again_however_its_upload_ends(running):
 async def hold(scheduler):
     async with scheduler.turn():
         await asyncio.sleep(60)
+
+
+async def test_a_turn_that_is_given_as_the_first_in_the_queue_is_cancelled_goes_to_the_next():
+    scheduler = UploadScheduler(receiving=1, seconds=60.0, share=1 << 20)
+    async with scheduler.turn():
+        first, second = (asyncio.create_task(hold(scheduler)) for _ in range(2))
+        await settle()
+        first.cancel()  # it has not run since
+    with pytest.raises(asyncio.CancelledError):
+        await first
+    await settle()
+    assert scheduler.waiting == 0
+    assert not second.done()
+    second.cancel()

@@ -32,7 +32,7 @@ def serving():
         # By this clock two seconds pass whenever it is read, and every look at a file is due.
         security = Security(path, clock=itertools.count(0.0, 2.0).__next__)
         sessions = Sessions(["w00", "w01"], None, certificate_reader=security.certificate_reader)
-        coordinator = SimpleNamespace(round=0, first=0, pulls=None)
+        coordinator = SimpleNamespace(round=0, first=0, pulls=None, model=SimpleNamespace(finished=False))
         server = grpc.aio.server(options=options(3))
         handlers = CallHandlers()
         Service(coordinator, sessions, Contract("run-1", LAYOUT), Limits()).add_to(handlers)
