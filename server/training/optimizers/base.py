@@ -1,4 +1,4 @@
-"""What every optimizer of the server states: settings, memory, and bounds on its steps."""
+"""The base of the optimizers of the server, which state settings, memory, and bounds on its steps."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What a strategy of Flower remembers between rounds, such as moments of FedAdam, as tensors by name."""
+"""The memory of a strategy of Flower between rounds, such as moments of FedAdam, as tensors by name."""
 
 # pyright: reportMissingImports=false
 

@@ -1,4 +1,4 @@
-"""What a job of NVFlare has to be told of Varangian."""
+"""Jobs of NVFlare: that they find Varangian where it is installed."""
 
 from __future__ import annotations
 

@@ -1,1 +1,1 @@
-"""What server and workers share of OpenTelemetry. Everybody may import it; it imports nothing of ours."""
+"""OpenTelemetry, as far as server and workers share it. Everybody may import it; it imports nothing of ours."""
