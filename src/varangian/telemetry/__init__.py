@@ -1,1 +1,1 @@
-"""OpenTelemetry, as far as server and workers share it. Everybody may import it; it imports nothing of ours."""
+"""OpenTelemetry, as server and workers share it. Everybody may import it; it imports nothing of ours."""
