@@ -186,6 +186,8 @@ class Client:
         Raises:
             ClientError: when the server cannot be reached or does not take this worker.
         """
+        if self._over is not None:  # and the server may be gone by now
+            return self._newest
         return await self._persistently("join", self._join)
 
     async def claim(self) -> bool:
