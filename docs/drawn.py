@@ -34,6 +34,7 @@ WHAT = {
     "torchft": "rules inside torchft",
     "torch": "rules inside torch.distributed",
     "federated": "rules on models by name",
+    "frameworks": "what those have in common",
     "pki": "the authority of a cluster",
     "server": "rounds, rows, the optimizer step, calls",
     "worker": "data, gradients, attacks, pull and push",

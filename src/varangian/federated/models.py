@@ -5,8 +5,6 @@ n  models     d  numbers of each
 
 from __future__ import annotations
 
-import hashlib
-import logging
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -17,14 +15,12 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from varangian.aggregators import AggregationError, Aggregator, aggregator_from
+from varangian.aggregators import AggregationError, Aggregator
 from varangian.aggregators.base import by_place, uses_reference
 from varangian.aggregators.numeric.shares import WeightCap
 from varangian.federated.arrays import Arrays, Layout
 from varangian.federated.rounds import Round, appender
-from varangian.plugins import describe_error
-
-log = logging.getLogger(__name__)
+from varangian.frameworks import ANOTHER, Callbacks, aggregator_of, check_state, generator_of
 
 VERSION = 1
 """Of the state."""
@@ -67,7 +63,7 @@ class Models:
         """The record of the last round."""
         self.faults: Counter[str] = Counter()
         """Replies of each client that were dropped."""
-        self._told = False
+        self._callbacks = Callbacks()
         self._records = [*([appender(log)] if log is not None else []), *([on_round] if on_round else [])]
         self._refers = any(map(uses_reference, (*self.aggregator.mix, self.aggregator.rule)))
         self._update: Tensor | None = None
@@ -125,7 +121,7 @@ class Models:
                 found = self.aggregator(
                     rows,
                     reference,
-                    self._generator(number),
+                    generator_of(self.seed, number),
                     faults=len(bad),
                     blocks=layout.blocks,
                     weights=None
@@ -171,21 +167,8 @@ class Models:
     def report(self) -> None:
         """Hand the record of the last round on; an error there is logged, once, and the run goes on."""
         for record in self._records:
-            if self.last is None:
-                continue
-            try:
-                record(self.last)
-            except Exception as error:
-                if not self._told:
-                    self._told = True
-                    log.warning(
-                        "on_round raised, and is called on: %s", describe_error(error), exc_info=error
-                    )
-
-    def _generator(self, number: int) -> torch.Generator:
-        """The randomness of a round."""
-        digest = hashlib.blake2b(f"{self.seed} {number}".encode(), digest_size=8).digest()
-        return torch.Generator().manual_seed(int.from_bytes(digest) >> 1)
+            if self.last is not None:
+                self._callbacks.call("on_round", record, self.last)
 
     def state_dict(self) -> dict[str, Any]:
         """What the next rounds depend on: plain values and tensors."""
@@ -206,19 +189,7 @@ class Models:
         Raises:
             ValueError: it is no such state, or was made with another seed.
         """
-        missing = {"version", "seed", "round", "update", "faults"} - {*state}
-        if missing or state["version"] != VERSION:
-            found = (
-                f"lacks {', '.join(sorted(missing))}" if missing else f"is of version {state['version']}"
-            )
-            raise ValueError(
-                f"state: should be what state_dict() of version {VERSION} returned. It {found}."
-            )
-        if state["seed"] != self.seed:
-            raise ValueError(
-                f"seed: should be {state['seed']}, as when the state was made, for the same choices. "
-                f"Found {self.seed}."
-            )
+        check_state(state, {"round", "update", "faults"}, VERSION, self.seed)
         update = state["update"]
         self._update = update.detach().clone() if isinstance(update, Tensor) else None
         self.faults = Counter({str(client): int(count) for client, count in state["faults"].items()})
@@ -230,18 +201,10 @@ def _not_finite(clients: list[str], rows: Tensor) -> list[str]:
 
 
 def _checked(aggregator: str | Mapping[str, object] | Aggregator, f: int) -> Aggregator:
-    built = (
-        aggregator if isinstance(aggregator, Aggregator) else aggregator_from(aggregator, "aggregator", f=f)
-    )
-    if getattr(built.rule, "needs_root", False):
-        raise ValueError(
-            f"aggregator: {built.rule!r} needs a gradient on data that the server trusts, and there is "
-            "none. Take another rule, such as nnm+trimmed_mean."
-        )
+    built = aggregator_of(aggregator, f, "the server trusts")
     for part in (*built.mix, built.rule):
         if by_place(part):
             raise ValueError(
-                f"aggregator: {part!r} names clients by their place, and here they have none. "
-                "Take another rule, such as nnm+trimmed_mean."
+                f"aggregator: {part!r} names clients by their place, and here they have none. {ANOTHER}"
             )
     return built

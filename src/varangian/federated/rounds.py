@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import json
 import math
-import warnings
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+
+from varangian.frameworks import line_appender
 
 SHOWN = 3
 """Clients whose reasons stand in a sentence."""
@@ -78,19 +79,5 @@ def appender(path: str | Path) -> Callable[[Round], None]:
     Raises:
         OSError: the file cannot be written.
     """
-    file = Path(path)
-    file.open("a", encoding="utf-8").close()
-
-    def append(record: Round) -> None:
-        try:
-            with file.open("a", encoding="utf-8") as opened:
-                opened.write(record.line() + "\n")
-        except OSError as error:
-            warnings.warn(
-                f"log: {file} cannot be written, and lacks round {record.round}. The system says: "
-                f"{error.strerror}.",
-                RuntimeWarning,
-                stacklevel=2,
-            )
-
-    return append
+    append = line_appender(path)
+    return lambda record: append(record.line(), f"round {record.round}")

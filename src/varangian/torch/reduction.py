@@ -8,8 +8,6 @@ ever holds whole ones. What depends on geometry is decided once a step, from sum
 
 from __future__ import annotations
 
-import hashlib
-import logging
 import warnings
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -21,17 +19,15 @@ import torch.distributed as dist
 from torch import Tensor
 from torch.autograd import Variable
 
-from varangian.aggregators import AggregationError, Aggregator, aggregator_from, spec_of
+from varangian.aggregators import AggregationError, Aggregator, spec_of
 from varangian.aggregators.base import uses_reference
 from varangian.aggregators.gram import precision_of
 from varangian.aggregators.rows import FLOATS, Rows, RowsError
 from varangian.aggregators.streaming.sharded import Decision, Measured, decide, measure, refuses
-from varangian.plugins import describe_error
+from varangian.frameworks import Callbacks, aggregator_of, check_state, generator_of
 from varangian.torch.audit import CHECKSUM, Published, checksums_of, examine, publish
 from varangian.torch.peers import Peer, introduce
 from varangian.torch.steps import Step, SuspectRank, Suspicion, appender
-
-log = logging.getLogger(__name__)
 
 _all_gather: Callable[..., dist.Work | None] = getattr(
     dist, "all_gather_single" if hasattr(dist, "all_gather_single") else "all_gather_into_tensor"
@@ -199,7 +195,7 @@ class Reduction:
         """What `Suspicion.restore` takes."""
         self._before: Tensor | None = None
         """The checksums of the step before."""
-        self._told = set[str]()
+        self._callbacks = Callbacks()
         self._step = 0
         self._last: Step | None = None
         parts = (*self._aggregator.mix, self._aggregator.rule)
@@ -224,8 +220,7 @@ class Reduction:
 
     def generator(self, step: int) -> torch.Generator:
         """The randomness of a step."""
-        digest = hashlib.blake2b(f"{self._seed} {step}".encode(), digest_size=8).digest()
-        return torch.Generator().manual_seed(int.from_bytes(digest) >> 1)
+        return generator_of(self._seed, step)
 
     def state_dict(self) -> dict[str, Any]:
         """What the next steps depend on: plain values and tensors, which are the same on every rank.
@@ -254,20 +249,7 @@ class Reduction:
         Raises:
             ValueError: it is no such state, or was made with another seed.
         """
-        needed = {"version", "step", "seed", "left_out", "faulty", "reference", "momentum"}
-        missing = needed - {*state}
-        if missing or state["version"] != VERSION:
-            found = (
-                f"lacks {', '.join(sorted(missing))}" if missing else f"is of version {state['version']}"
-            )
-            raise ValueError(
-                f"state: should be what state_dict() of version {VERSION} returned. It {found}."
-            )
-        if state["seed"] != self._seed:
-            raise ValueError(
-                f"seed: should be {state['seed']}, as when the state was made, for the same choices. "
-                f"Found {self._seed}."
-            )
+        check_state(state, {"step", "left_out", "faulty", "reference", "momentum"}, VERSION, self._seed)
         self._step = int(state["step"])
         faulty = [[*map(int, steps)] for steps in state["faulty"]]
         self._seen = ([*map(int, state["left_out"])], faulty)
@@ -617,41 +599,22 @@ class Reduction:
     def _tell(self, group: _Group, step: Step, error: Exception | None) -> None:
         """Say what became of a step; gradients are written by now."""
         for tell in group.records:
-            self._call("on_step", tell, step)
+            self._callbacks.call("on_step", tell, step)
         for rank, steps, reason in group.suspicion.see(step):
             peer = group.peers[rank]
             suspect = SuspectRank(rank, steps, peer.host, peer.device, reason)
             if self._on_suspect is not None:
-                self._call("on_suspect", self._on_suspect, suspect)
+                self._callbacks.call("on_suspect", self._on_suspect, suspect)
             elif group.rank in (0, rank):
                 warnings.warn(str(suspect), RuntimeWarning, stacklevel=2)
         if error is not None and self._on_error == "raise":
             raise AggregationError(f"Step {step.step}: {step.error}") from error
 
-    def _call(self, name: str, act: Callable[[Any], None], about: Step | SuspectRank) -> None:
-        """Call a function of the user; its first error is logged.
-
-        One that ended this rank alone would leave the others waiting for it.
-        """
-        try:
-            act(about)
-        except Exception as error:
-            if name not in self._told:
-                self._told.add(name)
-                log.warning("%s raised, and is called on: %s", name, describe_error(error), exc_info=error)
-
 
 def _checked(aggregator: str | Mapping[str, object] | Aggregator, f: int) -> Aggregator:
-    built = (
-        aggregator if isinstance(aggregator, Aggregator) else aggregator_from(aggregator, "aggregator", f=f)
-    )
+    built = aggregator_of(aggregator, f, "all ranks trust")
     if reason := refuses(built):
         raise ValueError(f"aggregator: should work on single columns or on distances alone. {reason}.")
-    if getattr(built.rule, "needs_root", False):
-        raise ValueError(
-            f"aggregator: {built.rule!r} needs a gradient on data that all ranks trust, and there is none. "
-            "Take another rule, such as nnm+trimmed_mean."
-        )
     return built
 
 

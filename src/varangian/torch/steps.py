@@ -8,11 +8,12 @@ from __future__ import annotations
 import json
 import math
 import statistics
-import warnings
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+
+from varangian.frameworks import line_appender
 
 FAR = 3.0
 """So many times the median distance from the update is far. Distances of gradients of batches of one size,
@@ -184,21 +185,6 @@ def appender(path: str | Path, about: Mapping[str, Any]) -> Callable[[Step], Non
     Raises:
         OSError: the file cannot be written.
     """
-
-    def line(text: str) -> None:
-        with Path(path).open("a", encoding="utf-8") as file:
-            file.write(f"{text}\n")
-
-    def append(step: Step) -> None:
-        try:
-            line(step.line())
-        except OSError as error:  # one rank alone must not leave a step that the others take
-            warnings.warn(
-                f"log: {path} cannot be written, and lacks step {step.step}. The system says: "
-                f"{error.strerror}.",
-                RuntimeWarning,
-                stacklevel=2,
-            )
-
-    line(json.dumps({"ranks": about}))
-    return append
+    append = line_appender(path)
+    append(json.dumps({"ranks": about}), "the line about ranks")
+    return lambda step: append(step.line(), f"step {step.step}")
