@@ -29,7 +29,8 @@ class Module(lightning.LightningModule):
 
 
 def main(folder, rule):
-    robust = Robust("krum", f=0, log=pathlib.Path(folder) / "steps.jsonl")
+    options = {"per_bucket": True, "audit": 0.5, "weights": [1.0, 1.0, 1.5]} if rule == "options" else {}
+    robust = Robust("krum", f=0, log=pathlib.Path(folder) / "steps.jsonl", **options)
     trainer = lightning.Trainer(
         accelerator="cpu",
         devices=3,
@@ -40,7 +41,7 @@ def main(folder, rule):
         enable_progress_bar=False,
         enable_model_summary=False,
         default_root_dir=folder,
-        callbacks=[robust] if rule == "robust" else [],
+        callbacks=[] if rule == "average" else [robust],
     )
     trainer.fit(Module(), torch.utils.data.DataLoader(torch.rand(48, 3), batch_size=4))
 

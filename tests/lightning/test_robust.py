@@ -24,9 +24,11 @@ RANKS = pathlib.Path(__file__).with_name("ranks.py")
 
 @pytest.mark.slow
 @pytest.mark.exhaustive  # tests/torch keep the promise for the hook itself
-def test_a_wrong_rank_has_no_weight_and_parameters_are_the_same_on_all(tmp_path):
+@pytest.mark.parametrize("options", ["robust", "options"])
+def test_a_wrong_rank_has_no_weight_and_parameters_are_the_same_on_all(options, tmp_path):
+    """Also with `per_bucket`, an audit and weights."""
     ran = subprocess.run(
-        [sys.executable, RANKS, tmp_path, "robust"],
+        [sys.executable, RANKS, tmp_path, options],
         env={**os.environ, "OMP_NUM_THREADS": "1"},
         cwd=tmp_path,
         capture_output=True,

@@ -35,7 +35,7 @@ def whole_gradient(model):
     )
 
 
-def compare(rank, spec, bad, passes):
+def compare(rank, spec, bad, passes, weights=None):
     """Steps of a sharded model, and the rule on gradients of plain models, one for each replica."""
     import varangian.torch.fsdp
 
@@ -45,7 +45,7 @@ def compare(rank, spec, bad, passes):
     model = sharded(mesh, seed=7 if rank < SHARDS else rank)
     records = []
     reduction = robust_fsdp(
-        model, mesh["replicas"], spec, 1, seed=3, on_step=records.append, on_error="nan"
+        model, mesh["replicas"], spec, 1, seed=3, on_step=records.append, on_error="nan", weights=weights
     )
     torch.manual_seed(7)
     plain, last, found = Net(), None, []
@@ -64,7 +64,7 @@ def compare(rank, spec, bad, passes):
         for at in range(passes):
             model.set_requires_gradient_sync(at == passes - 1)
             (model(batch(rank, 10 * step + at), True) * bad.get(rank, 1.0)).backward()
-        whole = reduction.aggregator(torch.stack(rows), last, reduction.generator(step))
+        whole = reduction.aggregator(torch.stack(rows), last, reduction.generator(step), weights=weights)
         last = whole.vector
         update = whole_gradient(model)
         found.append(float((update - last).abs().max() / last.abs().max()))
@@ -102,6 +102,15 @@ def test_the_update_is_that_of_gradients_of_whole_replicas(spec, bad, passes, tm
                 assert far == worst or weights[worst[0]] == 0
 
 
+@pytest.mark.slow
+@pytest.mark.exhaustive
+def test_replicas_have_weights(tmp_path):
+    """The update is that of the rule with these weights, and not of the one without."""
+    weights = [1.0, 1.0, 1.5]
+    for found, _ in on_ranks(REPLICAS * SHARDS, compare, tmp_path, "geometric_median", {}, 1, weights):
+        assert max(found) < 3e-6
+
+
 def misused(rank):
     from torch.distributed.fsdp import fully_shard
 
@@ -110,6 +119,8 @@ def misused(rank):
         lambda: robust_fsdp(nn.Linear(2, 2), mesh["replicas"]),
         lambda: robust_fsdp(fully_shard(nn.Linear(2, 2), mesh=mesh), mesh["replicas"]),
         lambda: robust_fsdp(sharded(mesh), mesh["replicas"], "median", 2),
+        lambda: robust_fsdp(sharded(mesh), mesh["replicas"], weights=[1.0] * 6),
+        lambda: robust_fsdp(sharded(mesh), mesh["replicas"], audit=0.1),
     ):
         try:
             make()
@@ -121,8 +132,10 @@ def misused(rank):
 @pytest.mark.slow
 @pytest.mark.exhaustive
 def test_models_that_are_not_sharded_in_that_way_are_refused(tmp_path):
-    for plain, averaged, many in on_ranks(REPLICAS * SHARDS, misused, tmp_path):
+    for plain, averaged, many, weights, audit in on_ranks(REPLICAS * SHARDS, misused, tmp_path):
         assert plain.startswith("model: should have fully_shard applied to it. Found Linear.")
         assert "should be sharded on a mesh of one dimension" in averaged
         assert "a mesh of 2 dimensions" in averaged
         assert "no guarantee for 3 ranks of which 2 may be faulty" in many
+        assert weights.startswith("weights: should be one for each of 3 ranks.")
+        assert audit.startswith("audit: should be 0 with fully sharded models. Found 0.1:")

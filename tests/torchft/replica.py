@@ -3,6 +3,7 @@
 import json
 import sys
 from datetime import timedelta
+from types import SimpleNamespace
 
 import torch
 import torch.distributed as dist
@@ -37,8 +38,27 @@ def main(place, replicas, lighthouse, steps, spec, fault):
     )
     records = []
     wrapped = DistributedDataParallel(
-        manager, model, spec, 1, on_step=records.append, on_suspect=print, bucket_cap_mb=0.005
+        manager,
+        model,
+        spec,
+        1,
+        on_step=records.append,
+        audit=0.5 if fault in ("scaled", "lies") else 0.0,
+        on_suspect=print,
+        bucket_cap_mb=0.005,
     )
+    if fault == "lies" and place == 0:
+        own = wrapped.reduction._update
+
+        def twice(group, settled, decision):
+            bent = SimpleNamespace(
+                distances=decision.distances,
+                certain=decision.certain,
+                apply=lambda rows, reference: decision.apply(rows, reference) * 2,
+            )
+            own(group, settled, bent)
+
+        wrapped.reduction._update = twice
     kept, tries = 0, 0
     while kept < steps and tries < 3 * steps:
         tries += 1
@@ -60,6 +80,7 @@ def main(place, replicas, lighthouse, steps, spec, fault):
                 "tries": tries,
                 "sum": digest,
                 "dropped": [record.dropped for record in records],
+                "accused": [record.accused for record in records],
                 "far": [sorted(record.far) for record in records],
             }
         ),

@@ -57,6 +57,7 @@ def test_replicas_train_though_one_is_wrong(spec, fault):
     for answer in answers:
         wrong = answer["dropped" if fault == "nan" else "far"]
         assert all(len(ranks) == 1 for ranks in wrong)
+        assert not any(answer["accused"])
 
 
 @pytest.mark.slow
@@ -65,3 +66,21 @@ def test_a_step_with_more_faults_than_f_is_discarded():
     for answer in trained("median", "two"):
         assert answer["kept"] == 0
         assert answer["tries"] == 12
+
+
+@pytest.mark.slow
+@pytest.mark.exhaustive
+def test_a_step_in_which_an_audit_finds_a_replica_is_discarded():
+    for answer in trained("nnm+trimmed_mean", "lies", steps=2):
+        assert answer["kept"] == 0
+        assert len({*map(tuple, answer["accused"])}) == 1
+        assert all(len(ranks) == 1 for ranks in answer["accused"])
+
+
+def test_weights_by_place_in_a_quorum_are_refused():
+    from torch import nn
+
+    from varangian.torchft import DistributedDataParallel
+
+    with pytest.raises(ValueError, match=r"weights: should be left out with torchft. Found \[1, 2, 3\]"):
+        DistributedDataParallel(None, nn.Linear(1, 1), weights=[1, 2, 3])

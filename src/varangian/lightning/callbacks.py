@@ -152,7 +152,8 @@ class Robust(Callback):
     Args:
         aggregator: as for `varangian.torch.robust`.
         f: how many ranks may be faulty.
-        options: the other arguments of `varangian.torch.robust`, as `log` and `on_step`.
+        options: the other arguments of `varangian.torch.robust`: `seed`, `on_step`, `log`, `momentum`,
+            `per_bucket`, `audit`, `suspect_after`, `on_suspect`, `on_error` and `weights`.
 
     Raises:
         TypeError: there is no such option.

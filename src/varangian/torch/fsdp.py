@@ -122,6 +122,8 @@ def robust_fsdp(
     suspect_after: int = 10,
     on_suspect: Callable[[SuspectRank], None] | None = None,
     on_error: Literal["raise", "nan"] = "raise",
+    weights: Sequence[float] | None = None,
+    audit: float = 0.0,
 ) -> Reduction:
     """Reduce the gradients of a fully sharded model over its replicas by a robust rule.
 
@@ -145,14 +147,22 @@ def robust_fsdp(
         suspect_after: steps in a row without influence after which a replica is a suspect.
         on_suspect: called with a suspect; its host is that of the rank that holds the same shard.
         on_error: as of `robust`.
+        weights: what the gradient of each replica weighs, in the order of replicas; None for all the same.
+        audit: 0: there is none, as ranks with other shards would have to be taken at their word.
 
     Returns:
         The state; its `state_dict` belongs to this rank, as the reference has the shards that are here.
 
     Raises:
         ConfigError: the aggregator is none.
-        ValueError: the model is not sharded in that way, or the rule has no guarantee for so many replicas.
+        ValueError: the model is not sharded in that way, the rule has no guarantee for so many replicas, or
+            an audit is asked for.
     """
+    if audit:
+        raise ValueError(
+            f"audit: should be 0 with fully sharded models. Found {audit!r}: a rank sees the columns of "
+            "its own shard alone, and cannot compute those of other shards again."
+        )
     group = replicas if isinstance(replicas, dist.ProcessGroup) else replicas.get_group()
     modules = [module for module in model.modules() if isinstance(module, FSDPModule)]
     if not isinstance(model, FSDPModule):
@@ -179,6 +189,7 @@ def robust_fsdp(
         suspect_after=suspect_after,
         on_suspect=on_suspect,
         on_error=on_error,
+        weights=weights,
     )
     shards = [(name, local(parameter)) for name, parameter in named]
     everyone = whole or dist.group.WORLD

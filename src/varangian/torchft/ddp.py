@@ -3,7 +3,7 @@
 # No `from __future__ import annotations`: DDP compares the annotations of a hook with the types themselves.
 
 import logging
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -33,12 +33,15 @@ class DistributedDataParallel(Managed):  # pyright: ignore[reportUntypedBaseClas
         module: the model.
         aggregator: as `varangian.torch.Reduction` takes it.
         f: so many replicas may be faulty.
-        seed, on_step, log, suspect_after, on_suspect: as of `varangian.torch.robust`; ranks are places in
-            the quorum, which may be others after it has changed.
+        seed, on_step, log, audit, suspect_after, on_suspect: as of `varangian.torch.robust`; ranks are
+            places in the quorum, which may be others after it has changed. A step in which an audit finds a
+            replica that computes wrongly is discarded.
+        weights: None: replicas weigh the same, as their places in the quorum change.
         ddp: arguments of DistributedDataParallel.
 
     Raises:
         ConfigError: the aggregator is none.
+        ValueError: weights are given, or another argument is wrong.
     """
 
     def __init__(
@@ -51,16 +54,24 @@ class DistributedDataParallel(Managed):  # pyright: ignore[reportUntypedBaseClas
         seed: int = 0,
         on_step: Callable[[Step], None] | None = None,
         log: str | Path | None = None,
+        audit: float = 0.0,
+        weights: Sequence[float] | None = None,
         suspect_after: int = 10,
         on_suspect: Callable[[SuspectRank], None] | None = None,
         **ddp: Any,
     ) -> None:
+        if weights is not None:
+            raise ValueError(
+                f"weights: should be left out with torchft. Found {weights!r}: which replica has which "
+                "place in the quorum changes, and so would what each of them weighs."
+            )
         reduction = Reduction(
             aggregator,
             f,
             seed=seed,
             on_step=on_step,
             log=log,
+            audit=audit,
             suspect_after=suspect_after,
             on_suspect=on_suspect,
             on_error="nan",
