@@ -27,6 +27,8 @@ class RoundRecord:
     """The record of one round. A field that does not apply is None."""
 
     round: int
+    fragment: int | None = None
+    """The fragment of the parameters that the round was about, from 0; None where they are not split."""
     loss: float | None = None
     """On held-out data after this round; None in rounds without an evaluation."""
     accuracy: float | None = None

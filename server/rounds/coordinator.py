@@ -529,6 +529,8 @@ class Coordinator:
         membership = self._membership.pop(record.round, None)
         if membership is not None:
             record = replace(record, membership=membership)
+        if self._learner.fragments is not None:
+            record = replace(record, fragment=self._learner.fragments.of(record.round))
         self._note_weights(record)
         self._observe(record)
         if self.checkpointing.note(record):
@@ -593,7 +595,8 @@ class Coordinator:
         vectors, buffers = self._learner.split(rows)
         inputs = replace(self._row_source.step_input(close, vectors), buffers=buffers)
         if self._keep_rows is not None:
-            inputs = inputs.measured(self._learner.reference)
+            if inputs.earlier is None:
+                inputs = inputs.measured(self._learner.reference)
             self._keep_rows(close, inputs, self._learner.state())
         step = self._learner.step(
             close.round,

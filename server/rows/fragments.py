@@ -8,7 +8,7 @@ single columns see what they see anyway.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from typing import Any, ClassVar
 
 import torch
@@ -19,6 +19,7 @@ from varangian.aggregators.rows import Rows
 from varangian.protos.layout import Fragments
 from varangian.server.protocol.events import Close, Worker
 from varangian.server.rows.source import Pushed, StepInput
+from varangian.server.training.learner import Measure
 
 ANYBODY = ""
 """The last row and column of inner products, which are those of the reference; no worker has this name."""
@@ -36,15 +37,19 @@ class Fragmented(Pushed):
     fixed: ClassVar[str] = ""
 
     def __init__(self, fragments: Fragments) -> None:
-        self._fragments = fragments
+        self.fragments = fragments
         self._latest: dict[int, tuple[tuple[Worker, ...], Tensor]] = {}
         """Of each fragment the workers whose rows were there, and their inner products, (n+1, n+1)."""
 
     def step_input(self, close: Close, rows: Mapping[Worker, Tensor]) -> StepInput:
-        fragment = self._fragments.of(close.round)
-        numel = self._fragments.numels[fragment]
+        numel = self.fragments.numels[self.fragments.of(close.round)]
         parts = {worker: row[:numel] for worker, row in rows.items()}
-        workers = tuple(sorted(parts))
+        measure = self.measure(close.round, parts)
+        return StepInput(parts, measure=measure, ages=close.ages or None, earlier=self.state())
+
+    def measure(self, round: int, parts: Mapping[Worker, Tensor]) -> Measure:
+        """Measures the rows (numel,) of the fragment of a round, which are its latest from then on."""
+        fragment, workers = self.fragments.of(round), tuple(sorted(parts))
 
         def measure(reference: Tensor | None) -> Tensor:
             stacked = Rows.of([parts[worker] for worker in workers])
@@ -53,7 +58,7 @@ class Fragmented(Pushed):
             others = [latest for other, latest in sorted(self._latest.items()) if other != fragment]
             return sum((_among(workers, *latest) for latest in others), start=products)
 
-        return StepInput(parts, measure=measure, ages=close.ages or None)
+        return measure
 
     def forget(self, worker: Worker) -> None:
         self.change([one for one in self._known() if one != worker], 0)
@@ -67,6 +72,20 @@ class Fragmented(Pushed):
                 places = torch.tensor([*kept, len(known)])
                 names = tuple(known[place] for place in kept)
                 self._latest[fragment] = (names, products[places][:, places])
+
+    def agrees(self, later: Fragmented, changed: Collection[int]) -> bool:
+        """Whether inner products that are kept some rounds later are the same.
+
+        Args:
+            later: has fewer workers, where some are gone.
+            changed: fragments of the rounds between.
+        """
+        for fragment, (workers, products) in later._latest.items():
+            before, theirs = self._latest.get(fragment, ((), products))
+            unknown = fragment in changed or not {*workers} <= {*before}
+            if not unknown and not torch.equal(_among(workers, before, theirs), products):
+                return False
+        return True
 
     def _known(self) -> set[Worker]:
         return {worker for workers, _ in self._latest.values() for worker in workers}

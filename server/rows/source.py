@@ -35,6 +35,8 @@ class StepInput:
     """Workers whose rows no step before has seen; None for all of them."""
     buffers: Mapping[Worker, Tensor] | None = None
     """(b,) each, of those who pushed for this round; None where no buffers travel."""
+    earlier: Mapping[str, Any] | None = None
+    """Inner products of earlier rounds, of the state of the row source, which `measure` adds; None: none."""
 
     def measured(self, reference: Tensor | None) -> StepInput:
         """The same, with the rows measured once for whoever asks."""

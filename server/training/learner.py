@@ -95,7 +95,8 @@ class Learner:
         self._versions = ParameterVersions(parameters, device)
         self._aggregator = aggregator
         self._d = parameters.numel() - buffers
-        self._fragments = fragments
+        self.fragments = fragments
+        """Into which the parameters are split, if they are."""
         trained = self._versions.current[: self._d]
         self._stepper: AnyStepper | FragmentSteppers = (
             stepper_for(optimizer, trained, shapes)
@@ -122,7 +123,7 @@ class Learner:
     @property
     def columns(self) -> int:
         """The most numbers that a row of a round has."""
-        return self.parameters.numel() if self._fragments is None else max(self._fragments.numels)
+        return self.parameters.numel() if self.fragments is None else max(self.fragments.numels)
 
     @property
     def averaged(self) -> Tensor | None:
@@ -291,22 +292,22 @@ class Learner:
             torch.Generator().manual_seed(_derive_seed(self._seed, round)),
             faults=faults,
             measured=None if measure is None else lambda: measure(reference),
-            into=None if self._fragments is not None else self._spare,
+            into=None if self.fragments is not None else self._spare,
             blocks=self._blocks,
             weights=weights,
         )
 
     def _reference_of(self, round: int) -> Tensor | None:
         """The last aggregate, as far as the rows of a round go."""
-        if self._fragments is None or self.reference is None:
+        if self.fragments is None or self.reference is None:
             return self.reference
-        return take(self.reference, self._fragments.slices[self._fragments.of(round)])
+        return take(self.reference, self.fragments.slices[self.fragments.of(round)])
 
     def _checked_norm(self, round: int, aggregate: Aggregate) -> float:
         """The Euclidean norm of an aggregate that is one finite vector (d,)."""
         vector, d = aggregate.vector, self._d
-        if self._fragments is not None:
-            d = self._fragments.numels[self._fragments.of(round)]
+        if self.fragments is not None:
+            d = self.fragments.numels[self.fragments.of(round)]
         if vector.shape != (d,):
             found = f"Found shape {tuple(vector.shape)}."
             raise TypeError(f"{self._aggregator.rule!r} should return a vector of {d} entries. {found}")
@@ -322,8 +323,8 @@ class Learner:
         draft, d = self._versions.draft(), self._d
         try:
             if isinstance(self._stepper, FragmentSteppers):
-                assert self._fragments is not None
-                fragment = self._fragments.of(round)
+                assert self.fragments is not None
+                fragment = self.fragments.of(round)
                 self._stepper.step(fragment, self.parameters[:d], vector, length, lr, draft[:d])
             else:
                 self._stepper.step(self.parameters[:d], vector, length, lr, draft[:d])
@@ -337,10 +338,10 @@ class Learner:
 
     def _keep_reference(self, round: int, vector: Tensor) -> None:
         """Keep this aggregate as the reference of the next; the memory of the last one is used again."""
-        if self._fragments is not None:
+        if self.fragments is not None:
             if self.reference is None:
                 self.reference = torch.zeros_like(self.parameters)
-            put(self.reference, self._fragments.slices[self._fragments.of(round)], vector)
+            put(self.reference, self.fragments.slices[self.fragments.of(round)], vector)
             return
         before, self.reference = self.reference, vector
         if vector.data_ptr() == self._spare.data_ptr():

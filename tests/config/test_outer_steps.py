@@ -28,7 +28,6 @@ def test_an_inner_optimizer_goes_without_momentum_unless_asked_for():
         ("participation=async", "participation", "should be sync"),
         ("worker.momentum=0.5", "worker.momentum", "should be 0"),
         ("buffers=robust", "buffers", "should be local or refuse"),
-        ("server.keep_rows=2", "server.keep_rows", "should be 0"),
         ("aggregator.per_block=true", "aggregator.per_block", "judged by all fragments"),
         ("worker.inner=null", "worker.inner", "should be an optimizer"),
     ],

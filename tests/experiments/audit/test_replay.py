@@ -5,11 +5,13 @@ import shutil
 
 import pytest
 
+from varangian import state_file
 from varangian.cli.main import main
 from varangian.config import load
 from varangian.launch import run
 from varangian.launch.output.chain import Chain, beginning
 
+FRAGMENTS = ("server.fragments=2", "worker.inner=adamw", "worker.local_steps=2", "optimizer=adam")
 LATE = "delays={lognormal: {median: 0.05, most: 0.2}}"
 
 
@@ -46,6 +48,8 @@ def audited(capsys):
         ("participation=async", LATE),
         ("participation=asap", LATE, "aggregator=median"),
         ("participation.fedlaavg.participants=3",),
+        (*FRAGMENTS, "aggregator=nnm+krum", "server.rows=bfloat16"),
+        (*FRAGMENTS, "aggregator=median"),
     ],
 )
 def test_a_round_has_the_same_bits_again(tmp_path, audited, settings):
@@ -93,6 +97,32 @@ def test_parameters_of_another_round_are_found(folder, audited):
     code, said = audited(folder)
     assert code == 1
     assert "round-000002.safetensors begins with other parameters than line 2 (round 1) ended with" in said
+
+
+def test_a_round_names_its_fragment_and_is_judged_by_all_of_them(tmp_path, audited):
+    path = carried_out(tmp_path, *FRAGMENTS, "server.keep_rows=4", "server.fragments=3", "rounds=5")
+    lines = (path / "rounds.jsonl").read_text().splitlines()
+    assert [json.loads(line)["fragment"] for line in lines] == [0, 1, 2, 0, 1]
+    kept = path / "rows" / "round-000003.safetensors"
+    found = state_file.read(kept)
+    name = next(name for name in found.tensors if "earlier" in name and "2" in name)
+    state_file.write(kept, found.plain, {**found.tensors, name: found.tensors[name] * 1.5})
+    code, said = audited(path)
+    assert code == 1
+    assert "round-000003.safetensors begins with other inner products than the rows before it have" in said
+    assert "3 rounds, 1 to 4: recomputed" in said
+
+
+def test_rows_of_another_number_of_fragments_are_named(tmp_path, audited):
+    path = carried_out(tmp_path, *FRAGMENTS)
+    config = path / "config.yaml"
+    config.write_text(config.read_text().replace("fragments: 2", "fragments: 99"))
+    code, said = audited(path)
+    assert code == 1
+    assert (
+        "round-000002.safetensors is not of fragments as in config.yaml (`server.fragments` should be"
+        in said
+    )
 
 
 def test_damaged_rows_are_named(folder, audited):

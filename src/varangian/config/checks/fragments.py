@@ -34,8 +34,6 @@ def _wrong(config: RunConfig) -> Iterator[tuple[str, Any, str, dict[str, Any]]]:
         yield "server.memory", "window", "should be rows", {"server__memory": "rows"}
     if config.buffers == "robust":
         yield "buffers", "robust", "should be local or refuse", {"buffers": "local"}
-    if server.keep_rows:
-        yield "server.keep_rows", server.keep_rows, "should be 0", {"server__keep_rows": 0}
     if config.aggregator.per_block:
         rule = "should be false, so that workers are judged by all fragments,"
         yield "aggregator.per_block", True, rule, {"aggregator__per_block": False}

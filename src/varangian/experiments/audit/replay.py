@@ -18,7 +18,9 @@ from varangian.config.worker_names import SAMPLES, read_weights
 from varangian.experiments.audit.chain_check import FILE, Line
 from varangian.launch.checkpoints.kept_rows import KeptRound, kept_rounds
 from varangian.launch.membership.changed_settings import with_members
-from varangian.server.training.learner import Step
+from varangian.protos.layout import Layout, fragments_of
+from varangian.server.rows.fragments import Fragmented
+from varangian.server.training.learner import Measure, Step
 from varangian.server.training.optimizers import OwnOptimizer, Sgd
 from varangian.server.training.parameters import ParameterVersions
 from varangian.state_file import StateFileError
@@ -61,6 +63,7 @@ def replay(
     names = {line.round: line.name for line in lines}
     configs = dict(_configs(lines))
     read: dict[tuple[str, int], RunConfig] = {}
+    products = LatestProducts()
     changes = sorted(number for number, record in records.items() if record.get("membership"))
     for round, path in kept_rounds(folder).items():
         where, record = f"{path.parent.name}/{path.name}", records.get(round)
@@ -84,7 +87,15 @@ def replay(
             members = records[at]["membership"] if at >= 0 else None
             read[configs[round], at] = _config(folder / configs[round], members, manifest.get("samples"))
         config = read[configs[round], at]
-        if different := _difference(config, round, kept, record):
+        try:
+            fragmented = products.at(config, round, kept)
+        except (KeyError, TypeError, ValueError) as error:
+            done.problems.append(f"{where} is not of fragments as in {configs[round]} ({error})")
+            continue
+        if products.differ:
+            done.problems.append(f"{where} begins with other inner products than the rows before it have")
+            continue
+        if different := _difference(config, round, kept, record, fragmented):
             done.problems.append(f"{FILE}, {names[round]}, has other {different} than its kept rows give")
         else:
             done.rounds.append(round)
@@ -117,16 +128,54 @@ def _config(file: Path, members: Mapping[str, Any] | None, samples: Any) -> RunC
     return config if members is None else with_members(config, members["workers"], members["f"])
 
 
-def _difference(config: RunConfig, round: int, kept: KeptRound, record: Mapping[str, Any]) -> str:
+class LatestProducts:
+    """The inner products of fragments from round to round: each round measures those of its own."""
+
+    def __init__(self) -> None:
+        self._before: tuple[int, Fragmented] | None = None
+        self.differ = False
+        """Whether the last round began with others than those that rounds before it have left."""
+
+    def at(self, config: RunConfig, round: int, kept: KeptRound) -> Fragmented | None:
+        """The products that a round began with; None where parameters are not split.
+
+        Raises:
+            ValueError, KeyError, TypeError: they are not of as many fragments as the configuration has.
+        """
+        if kept.earlier is None:
+            return None
+        shapes = kept.shapes or ()
+        layout = Layout(tuple((str(place), shape) for place, shape in enumerate(shapes)))
+        source = Fragmented(fragments_of(layout, config.server.fragments))
+        source.restore(kept.earlier)
+        last, before = self._before or (round - 1, source)
+        self.differ = not before.agrees(source, source.fragments.changed(last + 1, round))
+        self._before = None if self.differ else (round, source)  # later ones are not blamed
+        return source
+
+
+def _difference(
+    config: RunConfig,
+    round: int,
+    kept: KeptRound,
+    record: Mapping[str, Any],
+    fragmented: Fragmented | None,
+) -> str:
     """The name of what is different in the record of a round; empty where all is the same."""
     state, compared = kept.learner, [*COMPARED]
     if own := isinstance(config.optimizer, OwnOptimizer):  # which no file can build
         config = config.model_copy(update={"optimizer": Sgd()})
         compared.remove("lr")
     before, count = state["parameters"], kept.buffer_count
-    learner = build_learner(config, before, blocks=kept.blocks, shapes=kept.shapes, buffers=count)
+    split = None if fragmented is None else fragmented.fragments
+    learner = build_learner(
+        config, before, blocks=kept.blocks, shapes=kept.shapes, buffers=count, fragments=split
+    )
     learner.restore({**state, "optimizer": learner.state()["optimizer"]} if own else state)
     measured = kept.measured
+    measure: Measure | None = None if measured is None else lambda _: measured
+    if fragmented is not None:
+        measure = fragmented.measure(round, kept.rows)
     threads = torch.get_num_threads()
     torch.set_num_threads(config.server.threads)
     try:
@@ -135,7 +184,7 @@ def _difference(config: RunConfig, round: int, kept: KeptRound, record: Mapping[
             kept.rows,
             kept.faults,
             mix=kept.mix,
-            measure=None if measured is None else lambda _: measured,
+            measure=measure,
             fresh=kept.fresh,
             buffers=kept.buffers,
         )

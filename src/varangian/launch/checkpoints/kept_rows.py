@@ -61,12 +61,15 @@ class KeptRows:
                 self._note(f"warning: {what}; the run goes on")
 
     def _write(self, close: Close, inputs: StepInput, learner: Mapping[str, Any]) -> None:
-        measured = None if inputs.measure is None else inputs.measure(learner["reference"])
+        # Inner products of fragments can be measured again from the rows, and from those of the others.
+        given = inputs.measure if inputs.earlier is None else None
+        measured = None if given is None else given(learner["reference"])
         kept = {
             "rows": inputs.rows,
             "faults": close.faults,
             "factors": _factors(inputs.mix),
             "measured": measured,
+            "earlier": inputs.earlier,
             "fresh": None if inputs.fresh is None else sorted(inputs.fresh),
             "aggregated": inputs.aggregation is not None,
             "buffers": inputs.buffers,
@@ -103,6 +106,8 @@ class KeptRound:
     """The state of the learner before it."""
     buffers: Mapping[str, Tensor] | None = None
     """(b,) of each worker; None where no buffers travel."""
+    earlier: Mapping[str, Any] | None = None
+    """With fragments the inner products of the latest rows of each before the round."""
 
     @property
     def buffer_count(self) -> int:
@@ -134,6 +139,7 @@ class KeptRound:
                 shapes=None if "shapes" not in kept else tuple(map(tuple, kept["shapes"])),
                 learner=kept["learner"],
                 buffers=kept.get("buffers"),
+                earlier=kept.get("earlier"),
             )
         except (KeyError, TypeError, ValueError) as error:
             raise StateFileError(path, f"its content is not as it should be ({error!r})") from error
