@@ -36,7 +36,7 @@ class StepInput:
     buffers: Mapping[Worker, Tensor] | None = None
     """(b,) each, of those who pushed for this round; None where no buffers travel."""
     earlier: Mapping[str, Any] | None = None
-    """Inner products of earlier rounds, of the state of the row source, which `measure` adds; None: none."""
+    """Inner products of earlier rounds, as the row source has them, which `measure` adds to its own."""
 
     def measured(self, reference: Tensor | None) -> StepInput:
         """The same, with the rows measured once for whoever asks."""

@@ -55,6 +55,7 @@ def test_a_committed_round():
     )
     assert parsed(record) == {
         "round": 7,
+        "fragment": None,
         "loss": 0.3,
         "accuracy": 0.9,
         "ema_loss": None,
