@@ -15,12 +15,13 @@ from tests.cli.kit import answering
 
 from varangian.cli.arguments.main import parse
 from varangian.cli.commands.health import status as asking
-from varangian.cli.commands.server import with_identity
-from varangian.cli.credentials import SecurityChoice, check, read_choice, warn
+from varangian.cli.credentials import check, read_choice
 from varangian.config import loads
 from varangian.config.build import learner
+from varangian.launch.identities import with_identity
 from varangian.protos import ps_pb2
 from varangian.protos.identity.bundle import Bundle, Role
+from varangian.protos.identity.credentials import SecurityChoice, warn_without_tls
 from varangian.protos.identity.revocation import fingerprint
 from varangian.protos.metadata_keys import CODE
 from varangian.protos.network.address import is_loopback, split_address
@@ -295,7 +296,7 @@ def test_a_network_without_tls_must_be_asked_for(host, tmp_path):
 
 @pytest.mark.parametrize(("host", "certs", "said"), [("a.test", 0, 1), ("::1", 0, 0), ("a.test", 1, 0)])
 def test_a_network_without_tls_is_a_warning(host, certs, said, caplog, tmp_path):
-    warn(SecurityChoice(tmp_path if certs else None, insecure=not certs), host)
+    warn_without_tls(SecurityChoice(tmp_path if certs else None, insecure=not certs), host)
     assert len(caplog.messages) == said
     assert all(
         "without TLS tokens and digests protect against accidents only" in m for m in caplog.messages
@@ -323,10 +324,10 @@ SMALL = {"workers": 3, "f": 0, "model": "softmax", "aggregator": {"mix": ["bucke
 
 
 def test_a_server_of_a_cluster_draws_from_a_secret_and_keeps_it():
-    first, second = (with_identity(loads(SMALL), SecurityChoice(None, insecure=False)) for _ in range(2))
+    first, second = (with_identity(loads(SMALL), False, "--certs DIR") for _ in range(2))
     assert first.server.seed != second.server.seed
     assert first.seed == second.seed == 1
-    assert with_identity(first, SecurityChoice(None, insecure=False)).server.seed == first.server.seed
+    assert with_identity(first, False, "--certs DIR").server.seed == first.server.seed
     assert loads(first.resolved()) == first
 
 

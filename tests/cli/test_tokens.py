@@ -127,6 +127,7 @@ def test_a_server_needs_a_secret_of_its_own(varangian, environment, tmp_path, pl
         ("hello", "Found something else"),
         (f"w00:{'g' * 64}", "Found something else"),
         (f"w00:{'0' * 64}\nw00:{'1' * 64}", "Found two of w00"),
+        ("0" * 64, "Found one without a name"),
         (f"w07:{'0' * 64}", "should hold a token of w00. Found one of w07"),
     ],
 )

@@ -8,7 +8,6 @@ started again draws another run id, and its workers go on with the tokens that t
 from __future__ import annotations
 
 import os
-import re
 import secrets
 import sys
 from collections.abc import Mapping, Sequence
@@ -17,19 +16,20 @@ from pathlib import Path
 from varangian.cli.main import CommandError
 from varangian.files import write_atomically
 from varangian.pki.authority import PRIVATE
-from varangian.protos.identity.bundle import NAME
+from varangian.protos.identity.credentials import (
+    FILE,
+    TOKEN,
+    CredentialsError,
+    read_small,
+    tokens_in,
+    value_of,
+)
 from varangian.protos.network.address import is_loopback, parse_address
 from varangian.server.identity.sessions import SECRET_BYTES, make_token
 
-SECRET, TOKEN = "VARANGIAN_SECRET", "VARANGIAN_TOKEN"
-FILE = "_FILE"
-"""After the name of a variable: the variable names a file with the value."""
+SECRET = "VARANGIAN_SECRET"
 PUBLISHED = frozenset({b"change-this-secret"})
 """Secrets of examples, which are public."""
-LINE = re.compile(rf"({NAME.pattern}):([0-9a-f]{{64}})")
-"""A token as it is printed and read: the name of the worker, then the HMAC."""
-LARGEST = 1 << 20
-"""Bytes that are read of a file of secrets or tokens at most."""
 MAKE = "Make one: varangian token --secret FILE NAME... writes a new one to FILE"
 
 
@@ -39,7 +39,7 @@ def secret() -> bytes:
     Raises:
         CommandError: it is missing, too short, or known to everybody.
     """
-    where, key = _variable(SECRET)
+    where, key = _value(SECRET)
     if key is None:
         raise CommandError(
             f"the environment variable {SECRET}, or the file that {SECRET}{FILE} names, should hold the "
@@ -89,40 +89,20 @@ def tokens_of_environment() -> dict[str, str]:
     Raises:
         CommandError: the variable holds something else.
     """
-    where, text = _variable(TOKEN)
+    where, text = _value(TOKEN)
     if text is None:
         return {}
-    found: dict[str, str] = {}
-    for word in text.decode("ascii", "replace").split():
-        token = LINE.fullmatch(word)
-        if token is None or found.get(token[1], token[2]) != token[2]:
-            wrong = "something else" if token is None else f"two of {token[1]}"
-            raise CommandError(
-                f"{where} should hold tokens as `varangian token` prints them, NAME:DIGITS, one for each "
-                f"name. Found {wrong}"
-            )
-        found[token[1]] = token[2]
-    if not found:
-        raise CommandError(f"{where} should hold a token, made by `varangian token`. Found nothing in it")
-    return found
-
-
-def _variable(name: str) -> tuple[str, bytes | None]:
-    """A value and where it is from: a variable, or the file that a second variable names."""
-    value, path = os.environ.get(name), os.environ.get(name + FILE)
-    if value and path:
-        raise CommandError(f"{name} and {name}{FILE} should not be set both. Leave one of them out")
-    if not path:
-        return name, None if value is None else value.encode("utf-8", "surrogateescape")
-    return f"{path}, which {name}{FILE} names,", _text(Path(path), f" {name}{FILE} names it.")
-
-
-def _text(path: Path, why: str = "") -> bytes:
     try:
-        with path.open("rb") as stream:
-            return stream.read(LARGEST).strip()
-    except OSError as error:
-        raise CommandError(f"{path} should be readable.{why} The system says: {error.strerror}") from None
+        return {name: token for name, token in tokens_in(text, where).items() if name is not None}
+    except CredentialsError as error:
+        raise CommandError(str(error)) from None
+
+
+def _value(name: str) -> tuple[str, bytes | None]:
+    try:
+        return value_of(name)
+    except CredentialsError as error:
+        raise CommandError(str(error)) from None
 
 
 def _check(key: bytes, where: str) -> bytes:
@@ -145,7 +125,10 @@ def read_or_make_secret(path: Path) -> bytes:
     try:
         descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, PRIVATE)
     except FileExistsError:
-        return _check(_text(path), str(path))
+        try:
+            return _check(read_small(path), str(path))
+        except CredentialsError as error:
+            raise CommandError(str(error)) from None
     key = secrets.token_hex(32).encode()
     with os.fdopen(descriptor, "wb") as stream:
         stream.write(key + b"\n")

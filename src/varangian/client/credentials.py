@@ -3,25 +3,23 @@
 from __future__ import annotations
 
 import os
-import re
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 
-from varangian.files import user_path
-from varangian.protos.identity.bundle import CERTIFICATE, NAME, Bundle, BundleError, Role
-from varangian.protos.network.address import AddressError, is_loopback, parse_address
+from varangian.protos.identity.bundle import CERTIFICATE, Bundle, BundleError, Role
+from varangian.protos.identity.credentials import (
+    CERTS,
+    TOKEN,
+    CredentialsError,
+    choose,
+    lacking_tls,
+    tokens_in,
+    value_of,
+)
+from varangian.protos.network.address import AddressError, parse_address
 from varangian.worker.transport.client import ClientError
 from varangian.worker.transport.tls import Proof, load_worker_bundle
-
-CERTS, INSECURE, TOKEN = "VARANGIAN_CERTS", "VARANGIAN_INSECURE", "VARANGIAN_TOKEN"
-"""Variables of the environment, as `varangian worker` reads them."""
-FILE = "_FILE"
-OFF = ("", "0", "false", "no")
-DIGITS = re.compile("[0-9a-f]{64}")
-LINE = re.compile(rf"(?:({NAME.pattern}):)?({DIGITS.pattern})")
-"""A token, with the name of the worker before it or without."""
-LARGEST = 1 << 20
-"""Bytes that are read of a file of tokens at most."""
 
 
 def credentials(
@@ -53,20 +51,15 @@ def credentials(
         raise ClientError(f"`server` {error}") from None
     if certs is not None and token is not None:
         raise ClientError("`certs` and `token` should not be given both: leave one of them out.")
-    insecure = insecure or environment.get(INSECURE, "").lower() not in OFF
-    if certs is None and token is None and not insecure:
-        certs = environment.get(CERTS) or None
-    if certs is not None:
-        return of_bundle(user_path(certs), name)
-    found = tokens(token if token is not None else token_text(environment))
-    chosen = of_token(found, name, server)
-    if not insecure and not is_loopback(host):
-        raise ClientError(
-            f"`certs` is needed for a server on another machine. Found none for {server}: without TLS "
-            "anybody who sees the traffic can be any worker. `varangian certs` makes them; or pass "
-            "insecure=True, if you trust everyone on that network."
-        )
-    return chosen
+    chosen = choose(certs, insecure, environment)
+    if certs is None and token is not None:
+        chosen = replace(chosen, certs=None)
+    if chosen.certs is not None:
+        return of_bundle(chosen.certs, name)
+    found = of_token(tokens(token, environment), name, server)
+    if problem := lacking_tls(chosen, host, "pass insecure=True"):
+        raise ClientError(f"`certs` {problem.rule}. Found none for {server}. {problem.hint}")
+    return found
 
 
 def of_bundle(certs: Path, name: str | None) -> tuple[str, Proof]:
@@ -90,39 +83,17 @@ def of_bundle(certs: Path, name: str | None) -> tuple[str, Proof]:
     return bundle.name, bundle
 
 
-def token_text(environment: Mapping[str, str]) -> str:
-    """The tokens in the environment; empty where there are none.
+def tokens(given: str | None, environment: Mapping[str, str]) -> dict[str | None, str]:
+    """Tokens by the name of their worker, None where it is not said; none where there are none.
 
     Raises:
-        ClientError: the file that it names cannot be read.
+        ClientError: the argument or the variable is something else.
     """
-    path = environment.get(TOKEN + FILE)
-    if not path:
-        return environment.get(TOKEN, "")
     try:
-        with user_path(path).open("rb") as stream:
-            return stream.read(LARGEST).decode("ascii", "replace")
-    except OSError as error:
-        raise ClientError(
-            f"{path} should be readable: {TOKEN}{FILE} names it. The system says: {error.strerror}."
-        ) from None
-
-
-def tokens(text: str) -> dict[str | None, str]:
-    """Tokens by the name of their worker, None where it is not said.
-
-    Raises:
-        ClientError: the text is something else.
-    """
-    found: dict[str | None, str] = {}
-    for word in text.split():
-        line = LINE.fullmatch(word)
-        if line is None:
-            raise ClientError(
-                "`token` should be as `varangian token` prints it, NAME:DIGITS. Found something else."
-            )
-        found[line[1]] = line[2]
-    return found
+        where, text = ("`token`", given) if given is not None else value_of(TOKEN, environment)
+        return tokens_in(text, where, named=False) if text else {}
+    except CredentialsError as error:
+        raise ClientError(f"{error}.") from None
 
 
 def of_token(found: Mapping[str | None, str], name: str | None, server: str) -> tuple[str, str]:

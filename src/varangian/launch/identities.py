@@ -17,6 +17,7 @@ from varangian.pki.x509 import MissingExtra
 from varangian.protos.identity.bundle import Role
 from varangian.protos.network.address import EVERYWHERE, is_loopback
 from varangian.protos.network.listen import any_address
+from varangian.registry import ConfigError, Problem
 from varangian.server.identity.sessions import Sessions
 from varangian.server.identity.tls import Security
 from varangian.worker.transport.tls import Proof, load_worker_bundle
@@ -33,6 +34,30 @@ class Identities:
     proofs: Mapping[str, Proof]
     security: Security | None
     """None is without TLS."""
+
+
+def with_identity(config: RunConfig, tls: bool, certs: str) -> RunConfig:
+    """Record whether TLS is used, and draw a seed for the server's own choices that no worker knows.
+
+    The run folder has both, so that the run can be repeated from it once it is over.
+
+    Args:
+        config: of a server whose workers are elsewhere.
+        tls: whether it has certificates.
+        certs: how they are given, as a part of a sentence.
+
+    Raises:
+        ConfigError: the settings ask for TLS, or for enrolment, and there are no certificates.
+    """
+    if config.server.tls and not tls:
+        rule = f"needs {certs} here; only `varangian run` makes certificates"
+        raise ConfigError([Problem("server.tls", rule, True)])
+    if config.server.enrol_port is not None and not tls:
+        rule = f"needs {certs}: without certificates there are none to ask for"
+        raise ConfigError([Problem("server.enrol_port", rule, config.server.enrol_port)])
+    seed = secrets.randbits(63) if config.server.seed is None else config.server.seed
+    server = config.server.model_copy(update={"seed": seed, "tls": tls})
+    return config.model_copy(update={"server": server})
 
 
 @contextmanager

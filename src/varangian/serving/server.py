@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import argparse
 import logging
 import os
 import secrets
@@ -15,7 +14,6 @@ import torch
 from torch import nn
 
 from varangian.api import Config, read
-from varangian.cli.credentials import SecurityChoice, read_choice, warn
 from varangian.cli.main import CommandError
 from varangian.cli.tokens import SECRET, secret
 from varangian.cli.views.progress import progress
@@ -26,11 +24,12 @@ from varangian.launch.checkpoints.resume import RunOver, find_run, settings_of, 
 from varangian.launch.checkpoints.resume import resume as go_on
 from varangian.launch.checkpoints.resumed import Resumed
 from varangian.launch.event_loop import run_to_completion
+from varangian.launch.identities import with_identity
 from varangian.launch.output.run_result import RunResult
 from varangian.launch.result import Note, RunError
 from varangian.plugins import InputError, describe_error
 from varangian.protos.identity.bundle import BundleError
-from varangian.protos.network.address import is_loopback
+from varangian.protos.identity.credentials import check_tls, choose, warn_without_tls
 from varangian.registry import ConfigError, Problem
 from varangian.server.identity.sessions import SECRET_BYTES, make_token
 from varangian.server.identity.tls import Security
@@ -321,18 +320,18 @@ class Server:
             base = settings_of(found)
         bound = {} if address is None else bind_settings(address)
         config = self._configured(bound, base)
-        chosen = read_choice(argparse.Namespace(certs=certs, insecure=insecure))
-        _check_security(config, chosen)
+        chosen = choose(certs, insecure)
+        check_tls(chosen, config.server.host, "certs", "pass insecure=True")
         identity = self._secret if chosen.certs is None else _security(chosen.certs)
         say = log.warning if note is None else _guarded(note)
-        warn(chosen, config.server.host)
+        warn_without_tls(chosen, config.server.host)
         for sentence in advice(config):
             say(f"warning: {sentence}")
         if resume is True and (found := find_run(config)) is None:
             say(f"there is no run to resume in {config.output}; a new one begins")
         if found is not None:
             config = with_seed_of(config, settings_of(found))
-        config = _with_identity(config, chosen)
+        config = with_identity(config, chosen.certs is not None, "serve(certs=FOLDER)")
         if not self._serving.acquire(blocking=False):
             raise RunError("this server is at work: the module can be in one run at a time")
         resumed: Resumed | None = None
@@ -368,31 +367,6 @@ class _OverError(RunError):
     def __init__(self, folder: Path, sentence: str) -> None:
         self.folder = folder
         super().__init__(sentence)
-
-
-def _check_security(config: RunConfig, chosen: SecurityChoice) -> None:
-    """See that there are certificates where they are needed.
-
-    Raises:
-        ConfigError: a network is to be used without TLS, or the settings need certificates.
-    """
-    server = config.server
-    if chosen.certs is not None:
-        return
-    if not chosen.insecure and not is_loopback(server.host):
-        rule = "is needed beyond this machine: without TLS anybody who sees the traffic can be any worker"
-        hint = "`varangian certs` makes them; or say insecure=True, if you trust everyone on that network."
-        raise ConfigError([Problem("certs", rule, server.host, hint)])
-    for name, wanted in (("tls", server.tls), ("enrol_port", server.enrol_port)):
-        if wanted not in (None, False):
-            raise ConfigError([Problem(f"server.{name}", "needs serve(certs=FOLDER)", wanted)])
-
-
-def _with_identity(config: RunConfig, chosen: SecurityChoice) -> RunConfig:
-    """Record whether TLS is used, and draw a seed for the server's own choices that no worker knows."""
-    seed = secrets.randbits(63) if config.server.seed is None else config.server.seed
-    server = config.server.model_copy(update={"seed": seed, "tls": chosen.certs is not None})
-    return config.model_copy(update={"server": server})
 
 
 def _security(path: Path) -> Security:

@@ -5,19 +5,19 @@ from __future__ import annotations
 import argparse
 import asyncio
 import logging
-import secrets
 import signal
 from contextlib import closing
 from pathlib import Path
 
 from varangian.cli.commands.run import GoingOn, configuration, exit_code, with_shortcuts
-from varangian.cli.credentials import SecurityChoice, check, read_choice, warn
+from varangian.cli.credentials import check, read_choice
 from varangian.cli.main import OK, CommandError, ignore_sigterm
 from varangian.cli.tokens import secret
 from varangian.cli.views.progress import Progress, progress, view_for
 from varangian.config import RunConfig
 from varangian.launch.checkpoints.resume import RunOver, failure
 from varangian.launch.checkpoints.resumed import Resumed
+from varangian.launch.identities import with_identity
 from varangian.launch.monitoring.live import check_metrics
 from varangian.launch.output.logs import log_to_stderr
 from varangian.launch.output.run_result import RunResult
@@ -25,6 +25,7 @@ from varangian.launch.processes import check_port, serve_run
 from varangian.launch.result import RunError
 from varangian.launch.server_run import ServerRun
 from varangian.protos.identity.bundle import BundleError
+from varangian.protos.identity.credentials import warn_without_tls
 from varangian.protos.network import descriptors
 from varangian.protos.network.address import EVERYWHERE, AddressError, parse_address
 from varangian.protos.network.descriptors import check_free
@@ -43,10 +44,10 @@ def command(args: argparse.Namespace) -> int:
         _check_not_failed(going_on)
     chosen = read_choice(args)
     check(chosen, config.server.host)
-    config = with_identity(config, chosen)
+    config = with_identity(config, chosen.certs is not None, "--certs DIR")
     identity = secret() if chosen.certs is None else _load_security(chosen.certs)
     log_to_stderr(logging.WARNING, form)
-    warn(chosen, config.server.host)
+    warn_without_tls(chosen, config.server.host)
     try:
         view = view_for(args.format, form)
         with progress(view, config.rounds, (), declared=config.f) as shown:
@@ -79,25 +80,6 @@ def _check_not_failed(going_on: GoingOn) -> None:
         raise CommandError(
             f"{folder} has failed: {reason}. To go on with it all the same: --resume {folder}"
         )
-
-
-def with_identity(config: RunConfig, chosen: SecurityChoice) -> RunConfig:
-    """Record whether TLS is used, and draw a seed for the server's own choices that no worker knows.
-
-    The run folder has both, so that the run can be repeated from it once it is over.
-
-    Raises:
-        ConfigError: the settings ask for TLS, or for enrolment, and there are no certificates.
-    """
-    if config.server.tls and chosen.certs is None:
-        rule = "needs --certs DIR here; only `varangian run` makes certificates"
-        raise ConfigError([Problem("server.tls", rule, True)])
-    if config.server.enrol_port is not None and chosen.certs is None:
-        rule = "needs --certs DIR: without certificates there are none to ask for"
-        raise ConfigError([Problem("server.enrol_port", rule, config.server.enrol_port)])
-    seed = secrets.randbits(63) if config.server.seed is None else config.server.seed
-    server = config.server.model_copy(update={"seed": seed, "tls": chosen.certs is not None})
-    return config.model_copy(update={"server": server})
 
 
 async def _serve(

@@ -15,7 +15,7 @@ from pathlib import Path
 import grpc
 
 from varangian.cli.commands.health import diagnose_call, status
-from varangian.cli.credentials import check_address, read_choice, warn
+from varangian.cli.credentials import check_address, read_choice
 from varangian.cli.main import CommandError
 from varangian.cli.tokens import proofs, tokens_of_environment
 from varangian.config import RunConfig, load
@@ -23,6 +23,7 @@ from varangian.config.build import task
 from varangian.files import user_path
 from varangian.launch.output.logs import log_to_stderr
 from varangian.protos.identity.bundle import CERTIFICATE, Bundle, BundleError, Role
+from varangian.protos.identity.credentials import warn_without_tls
 from varangian.protos.network.address import parse_address
 from varangian.registry import ConfigError, Problem, suggestion
 from varangian.structured_logs import event, log_format
@@ -59,7 +60,7 @@ def command(args: argparse.Namespace) -> int:
     if config.worker.traces:
         _check_traces()
     log_to_stderr(logging.INFO, form)
-    warn(security, parse_address(args.server)[0])
+    warn_without_tls(security, parse_address(args.server)[0])
     threads, one_of, patience = config.worker.threads, args.claim is not None, config.worker.patience
     work = task(config)
     if needs_classes(config):

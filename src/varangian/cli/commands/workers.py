@@ -14,13 +14,14 @@ import grpc
 
 from varangian.cli.commands.certs import command_errors, format_date
 from varangian.cli.commands.health import diagnose_call
-from varangian.cli.credentials import CERTS, read_choice
+from varangian.cli.credentials import read_choice
 from varangian.cli.main import OK, CommandError
 from varangian.cli.views.terminal import NOTE, align, printable
 from varangian.pki.authority import PREFIX, Authority
 from varangian.pki.x509 import RequestError, key_fingerprint, name_of_request
 from varangian.protos import ps_pb2, ps_pb2_grpc
 from varangian.protos.identity.bundle import CERTIFICATE, KEY, Bundle, BundleError, Role
+from varangian.protos.identity.credentials import CERTS
 from varangian.protos.metadata_keys import CODE, SESSION
 from varangian.protos.network.dial import open_channel
 from varangian.protos.refusals import Refusal

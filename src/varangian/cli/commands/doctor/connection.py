@@ -17,11 +17,11 @@ import grpc
 from varangian import __version__
 from varangian.cli.commands.doctor.finding import Finding, fail, note, passed, within
 from varangian.cli.commands.health import diagnose_call, reason, status
-from varangian.cli.credentials import CLEAR_TEXT
 from varangian.pki.x509 import LEEWAY
 from varangian.protos import ps_pb2
 from varangian.protos.data_channel.encrypted_stream import why_unavailable
 from varangian.protos.identity.bundle import NO_CHECK_TIME, Bundle, ssl_contexts
+from varangian.protos.identity.credentials import CLEAR_TEXT
 from varangian.protos.messages import PROTOCOL
 from varangian.protos.network.address import AddressError, is_loopback, join_host_port, parse_address
 from varangian.protos.network.dial import PROXY, find_exemption, find_proxy, ignored_proxy_variables
