@@ -76,15 +76,18 @@ class Measured:
         return Measured(self.products + other.products, self.invalid + other.invalid)
 
 
-def measure(aggregator: Aggregator, rows: Rows, reference: Tensor | None = None) -> Measured:
+def measure(
+    aggregator: Aggregator, rows: Rows, reference: Tensor | None = None, *, directions: bool = False
+) -> Measured:
     """The columns of one place, of all n rows.
 
     Args:
         aggregator: whose decision is to be made; where it needs no geometry rows are only screened.
         rows: these columns of all rows.
         reference: the same columns of the reference, finite; zero if None.
+        directions: measure inner products also where the aggregator needs none.
     """
-    n, needed = len(rows), not streams(aggregator, len(rows))
+    n, needed = len(rows), directions or not streams(aggregator, len(rows))
     chosen = backend_for(rows, aggregator.backend)
     found = Measured.nothing(n)
     if needed and unscreened(chosen, rows, described=False):

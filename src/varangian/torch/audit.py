@@ -23,6 +23,7 @@ from torch import Tensor
 
 from varangian.aggregators.rows import Rows
 from varangian.aggregators.streaming.sharded import Decision, Measured
+from varangian.torch.columns import sum_of_bits
 
 CHECKSUM = 1 << 40
 """Checksums are below: the sum of those of thousands of ranks is a whole number in float64."""
@@ -30,8 +31,6 @@ COMMITMENT = 4
 """Numbers of 32 bits of a commitment."""
 CLOSE = 1e-6
 """Part of the largest squared distance by which those of a block may differ between machines."""
-INTEGERS = {2: torch.int16, 4: torch.int32, 8: torch.int64}
-"""Types of whole numbers by their bytes."""
 
 Measure = Callable[[Rows, Tensor | None], Measured]
 """Measures some columns of all rows, from the same columns of the reference."""
@@ -85,9 +84,8 @@ class Published:
 
 
 def checksums_of(rows: Rows) -> Tensor:
-    """Of the bits of each row, (n,) int64: the sum of its numbers as integers, the same in any order."""
-    found = [row.view(INTEGERS[row.element_size()]).sum(dtype=torch.int64) for row in rows.vectors]
-    return torch.stack(found)
+    """Of the bits of each row, (n,) int64."""
+    return torch.stack([sum_of_bits(row) for row in rows.vectors])
 
 
 def publish(
@@ -219,8 +217,7 @@ def _received(pieces: Sequence[Piece], owner: int) -> Tensor:
     found = torch.zeros((), dtype=torch.int64)
     for piece in pieces:
         start = owner * piece.s
-        mine = piece.memory[start : start + owned(piece, owner)]
-        found += mine.view(INTEGERS[mine.element_size()]).sum(dtype=torch.int64).cpu()
+        found += sum_of_bits(piece.memory[start : start + owned(piece, owner)]).cpu()
     return found % CHECKSUM
 
 

@@ -10,12 +10,14 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal, Protocol, cast
 
+import numpy as np
 import torch
 import torch.distributed as dist
+from numpy.typing import NDArray
 from torch import Tensor
 from torch.autograd import Variable
 
@@ -26,6 +28,8 @@ from varangian.aggregators.rows import FLOATS, Rows, RowsError
 from varangian.aggregators.streaming.sharded import Decision, Measured, decide, measure, refuses
 from varangian.frameworks import Callbacks, aggregator_of, check_state, generator_of
 from varangian.torch.audit import CHECKSUM, Published, checksums_of, examine, publish
+from varangian.torch.columns import blocks, finite, squared_distances
+from varangian.torch.opposition import Opposition
 from varangian.torch.peers import Peer, introduce
 from varangian.torch.steps import Step, SuspectRank, Suspicion, appender
 
@@ -35,8 +39,10 @@ _all_gather: Callable[..., dist.Work | None] = getattr(
 """Under its newer name, where torch has it."""
 MOST_BLOCKS = 1000
 """Most blocks of the columns of a rank, each of which takes n^2 numbers on the wire."""
-VERSION = 2
+VERSION = 3
 """Of the state."""
+TAG = 0x5641
+"""Of the messages that carry the update of a bucket; those of other buckets have the next ones."""
 
 
 class Bucket(Protocol):
@@ -62,13 +68,20 @@ class _Piece:
     own: Tensor
     """(d,): the gradient of this rank."""
     memory: Tensor
-    """(n s,): the rows of this shard while they are measured, then the update."""
+    """(n s,): the rows of this shard; then the update, unless that is written in the place of `own`."""
+    in_place: bool
+    """Whether the update is written over the gradient of this rank."""
     arriving: dist.Work
     future: torch.futures.Future[Tensor]
     measured: Measured | None = None
     """What this rank knows of it, once its rows are here."""
     checksums: Tensor | None = None
     """Of these columns, (n,) int64."""
+
+    @property
+    def update(self) -> Tensor:
+        """(d,), once it is there."""
+        return self.own if self.in_place else self.memory[: self.d]
 
     def rows(self, n: int) -> Rows:
         """The columns of this shard, of all ranks."""
@@ -109,6 +122,7 @@ class _Group:
     names: Mapping[int, str]
     """Of parameters, by their identity; empty where the model is not known."""
     suspicion: Suspicion
+    opposition: Opposition
     records: list[Callable[[Step], None]] = field(default_factory=list[Callable[[Step], None]])
 
 
@@ -193,6 +207,8 @@ class Reduction:
         self._restored_momenta: dict[str, Tensor] = {}
         self._seen: tuple[list[int], list[list[int]]] = ([], [])
         """What `Suspicion.restore` takes."""
+        self._opposed: dict[str, list[float]] = {}
+        """What `Opposition.restore` takes."""
         self._before: Tensor | None = None
         """The checksums of the step before."""
         self._callbacks = Callbacks()
@@ -229,8 +245,9 @@ class Reduction:
         """
         left_out, faulty = self._seen
         seen = {"left_out": [*left_out], "faulty": [[*steps] for steps in faulty]}
+        opposed = self._opposed
         if self._group is not None:
-            seen = self._group.suspicion.state()
+            seen, opposed = self._group.suspicion.state(), self._group.opposition.state()
         reference = {name: value.clone() for name, value in self.reference.items()}
         names = {} if self._group is None else self._group.names
         momentum = {names.get(key, str(at)): m.clone() for at, (key, m) in enumerate(self._momenta.items())}
@@ -239,6 +256,7 @@ class Reduction:
             "step": self._step,
             "seed": self._seed,
             **seen,
+            "opposition": {name: [*values] for name, values in opposed.items()},
             "reference": reference,
             "momentum": {**self._restored_momenta, **momentum},
         }
@@ -249,10 +267,12 @@ class Reduction:
         Raises:
             ValueError: it is no such state, or was made with another seed.
         """
-        check_state(state, {"step", "left_out", "faulty", "reference", "momentum"}, VERSION, self._seed)
+        needed = {"step", "left_out", "faulty", "opposition", "reference", "momentum"}
+        check_state(state, needed, VERSION, self._seed)
         self._step = int(state["step"])
         faulty = [[*map(int, steps)] for steps in state["faulty"]]
         self._seen = ([*map(int, state["left_out"])], faulty)
+        self._opposed = {str(name): [*map(float, values)] for name, values in state["opposition"].items()}
         self._before = None
         self._momenta = {}
         self._restored_momenta = {str(name): m.detach().clone() for name, m in state["momentum"].items()}
@@ -260,6 +280,7 @@ class Reduction:
         self._restored = {str(name): value.detach().clone() for name, value in state["reference"].items()}
         if self._group is not None:
             self._group.suspicion.restore(*self._seen)
+            self._group.opposition.restore(self._opposed)
 
     def attach(
         self,
@@ -286,6 +307,7 @@ class Reduction:
         if self._group is not None:
             seen = self._group.suspicion.state()  # of the ranks before
             self._seen = seen["left_out"], seen["faulty"]
+            self._opposed = self._group.opposition.state()
         found = self._process_group or group or dist.group.WORLD
         if found is None:
             raise ValueError(
@@ -319,10 +341,12 @@ class Reduction:
         peers = introduce(told, found, device)
         suspicion = Suspicion(n, self._suspect_after)
         suspicion.restore(*self._seen)
+        opposition = Opposition(n, self._momentum)
+        opposition.restore(self._opposed)
         names = {id(parameter): name for name, parameter in parameters} if named else {}
         rank = found.rank()
         whole = whole or found
-        self._group = _Group(found, whole, n, rank, peers, self._aggregator, names, suspicion)
+        self._group = _Group(found, whole, n, rank, peers, self._aggregator, names, suspicion, opposition)
         if self._log is not None and whole.rank() == 0:
             about = {
                 "n": n,
@@ -352,7 +376,7 @@ class Reduction:
             raise ValueError(f"gradients: should be dense floats. Found {buffer.dtype}, {buffer.layout}.")
         flat = buffer.flatten()
         if self._momentum:
-            flat = self._with_momentum(group, flat, parameters)
+            self._add_momentum(group, flat, parameters)
         self._pieces.append(self._sent(group, flat, parameters))
         if self._per_bucket:
             # While this bucket is on its way. Every rank is as far with its buckets as the others.
@@ -369,10 +393,10 @@ class Reduction:
             self._finish(group)
         return future
 
-    def _with_momentum(self, group: _Group, flat: Tensor, parameters: list[Tensor]) -> Tensor:
-        """The momentum of this rank after these gradients; they themselves where they are not finite."""
-        if not bool(flat.isfinite().all()):
-            return flat  # dropped, and forgotten
+    def _add_momentum(self, group: _Group, flat: Tensor, parameters: list[Tensor]) -> None:
+        """Write the momentum of this rank over these gradients; not where they are not finite."""
+        if not finite(flat):
+            return  # dropped, and forgotten
         working = torch.float64 if flat.dtype is torch.float64 else torch.float32
         parts = flat.split([parameter.numel() for parameter in parameters])
         for parameter, part in zip(parameters, parts, strict=True):
@@ -384,10 +408,10 @@ class Reduction:
                 )
                 self._momenta[id(parameter)] = kept
             kept.mul_(self._momentum).add_(part, alpha=1 - self._momentum)
-        return torch.cat([self._momenta[id(parameter)].to(flat.dtype) for parameter in parameters])
+            part.copy_(kept)
 
     def abandon(self) -> None:
-        """Give the buckets of an unfinished step back as they were, where an error has ended it."""
+        """Give the buckets of an unfinished step back as they are, where an error has ended it."""
         pieces, self._pieces, self._settled = self._pieces, [], []
         for piece in pieces:
             if not piece.future.done():
@@ -406,9 +430,10 @@ class Reduction:
             memory[: n * mine], buffer, [mine] * n, sizes, group=group.group, async_op=True
         )
         assert work is not None
+        in_place = buffer.device.type == "cpu" and not self._blocks  # an audit looks at gradients once more
         devices: list[Any] = [] if buffer.device.type == "cpu" else [buffer.device]
         future: torch.futures.Future[Tensor] = torch.futures.Future(devices=devices)
-        return _Piece(key, parameters, d, s, mine, buffer, memory, work, future)
+        return _Piece(key, parameters, d, s, mine, buffer, memory, in_place, work, future)
 
     def _measure(self, group: _Group, piece: _Piece) -> Measured:
         if piece.measured is None:
@@ -416,7 +441,9 @@ class Reduction:
             piece.measured = Measured.nothing(group.n)
             if piece.mine:
                 rows = piece.rows(group.n)
-                piece.measured = measure(self._aggregator, rows, self._shard_of_reference(group, piece))
+                piece.measured = measure(
+                    self._aggregator, rows, self._shard_of_reference(group, piece), directions=True
+                )
                 piece.checksums = checksums_of(rows)
         return piece.measured
 
@@ -440,10 +467,12 @@ class Reduction:
         """Some columns of the last update; None where there is none."""
         if not self._refers or any(key not in self._reference for key in piece.key):
             return None
-        flat = [self._reference[key] for key in piece.key]
-        whole = torch.cat(flat) if len(flat) > 1 else flat[0]
         working = torch.float64 if piece.memory.dtype is torch.float64 else torch.float32
-        return whole[columns].to(working)
+        at, parts = 0, [torch.empty(0, dtype=working, device=piece.memory.device)]
+        for flat in (self._reference[key] for key in piece.key):
+            parts.append(flat[max(0, columns.start - at) : max(0, columns.stop - at)].to(working))
+            at += len(flat)
+        return torch.cat(parts)
 
     def _finish(self, group: _Group) -> None:
         """The decision for all buckets, or for each, once all of them are there; and their updates."""
@@ -458,16 +487,19 @@ class Reduction:
         error = next((each.error for each in self._settled if each.error is not None), None)
         if error is not None:
             for piece in pieces:
-                piece.memory.fill_(torch.nan)
+                piece.update.fill_(torch.nan)
         elif self._refers:
             self._remember(pieces)
         self._restored = {}
         step = _record(self._step, self._settled, error, self._repeated(group.n))
+        if step.error is None:
+            agreement, opposed = group.opposition.see(products_of([each.total for each in self._settled]))
+            step = replace(step, agreement=agreement, opposed=opposed)
         self._step += 1
         self._last = step
         self._pieces, self._settled = [], []
         for piece in pieces:
-            piece.future.set_result(piece.memory[: piece.d])
+            piece.future.set_result(piece.update)
         after_gradients(lambda: self._tell(group, step, error))
 
     def _settle(self, group: _Group, pieces: list[_Piece]) -> _Settled:
@@ -501,7 +533,8 @@ class Reduction:
 
         def measured(piece: _Piece, rows: Rows, columns: slice) -> Measured:
             reference = self._shard_of_reference(group, piece)
-            return measure(self._aggregator, rows, None if reference is None else reference[columns])
+            columns_of = None if reference is None else reference[columns]
+            return measure(self._aggregator, rows, columns_of, directions=True)
 
         found = publish(pieces, self._blocks, group.group, measured)
         return _Settled(pieces, found.total, found.checksums, published=found)
@@ -515,7 +548,7 @@ class Reduction:
             settled.published,
             settled.decision,
             group.group,
-            lambda rows, reference: measure(self._aggregator, rows, reference),
+            lambda rows, reference: measure(self._aggregator, rows, reference, directions=True),
             self._columns_of_reference,
         )
         if settled.accused and settled.error is None:
@@ -548,21 +581,53 @@ class Reduction:
     def _update(self, group: _Group, settled: _Settled, decision: Decision) -> None:
         """Apply the decision to the shards here, and begin to exchange them."""
         squares = None if decision.distances is not None else torch.zeros(group.n, dtype=torch.float64)
-        for piece in settled.pieces:
-            shard = torch.zeros(piece.s, dtype=piece.memory.dtype, device=piece.memory.device)
+        for place, piece in enumerate(settled.pieces):
+            start = group.rank * piece.s
+            shard = piece.own[start : start + piece.mine]
+            if not piece.in_place:
+                shard = torch.zeros(piece.s, dtype=piece.memory.dtype, device=piece.memory.device)
             if piece.mine:
                 try:
-                    rows, reference = piece.rows(group.n), self._shard_of_reference(group, piece)
-                    shard[: piece.mine] = decision.apply(rows, reference)
+                    self._apply(group, piece, decision, shard[: piece.mine])
                     if squares is not None:
-                        squares += squared_distances(rows, shard[: piece.mine])
+                        squares += squared_distances(piece.rows(group.n), shard[: piece.mine])
                 except AggregationError as reason:
                     settled.error = settled.error or reason
                     shard.fill_(torch.nan)  # which the other ranks see
-            settled.exchanged.append(_all_gather(piece.memory, shard, group=group.group, async_op=True))
+            if piece.in_place:
+                settled.exchanged += self._sent_round(group, piece, TAG + place)
+            else:
+                settled.exchanged.append(_all_gather(piece.memory, shard, group=group.group, async_op=True))
         if squares is not None:
             settled.squares = squares.to(settled.pieces[0].memory.device)
             settled.exchanged.append(dist.all_reduce(settled.squares, group=group.whole, async_op=True))
+
+    def _apply(self, group: _Group, piece: _Piece, decision: Decision, shard: Tensor) -> None:
+        """Write the update in the columns of this rank."""
+        rows, reference = piece.rows(group.n), self._shard_of_reference(group, piece)
+        if not piece.in_place:
+            shard.copy_(decision.apply(rows, reference))
+            return
+        for columns in blocks(piece.mine):
+            near = None if reference is None else reference[columns]
+            shard[columns] = decision.apply(rows.columns(columns.start, columns.stop), near)
+
+    def _sent_round(self, group: _Group, piece: _Piece, tag: int) -> list[dist.Work | None]:
+        """Send the columns of the update here to all others, and receive theirs in their place.
+
+        `all_gather_into_tensor` of gloo takes memory for one more vector, and shards of one length.
+        """
+        parts = [piece.own[place * piece.s : (place + 1) * piece.s] for place in range(group.n)]
+        others = [(group.rank + step) % group.n for step in range(1, group.n)]
+        began = [
+            dist.irecv(parts[other], group=group.group, group_src=other, tag=tag)
+            for other in others
+            if len(parts[other])
+        ]
+        if piece.mine:
+            mine = parts[group.rank]
+            began += [dist.isend(mine, group=group.group, group_dst=other, tag=tag) for other in others]
+        return began
 
     def _exchanged(self, group: _Group, settled: _Settled) -> None:
         """Wait for the update of all ranks, and look at it where a rule might not have made it finite."""
@@ -573,9 +638,7 @@ class Reduction:
             settled.squares = settled.squares.cpu()
         if settled.decision is None or settled.decision.certain:
             return
-        sound = settled.error is None and all(
-            bool(piece.memory[: piece.d].isfinite().all()) for piece in settled.pieces
-        )
+        sound = settled.error is None and all(finite(piece.update) for piece in settled.pieces)
         if group.whole is not group.group:  # whose ranks see other columns
             bad = torch.tensor([float(not sound)], device=settled.pieces[0].memory.device)
             dist.all_reduce(bad, group=group.whole)
@@ -591,9 +654,9 @@ class Reduction:
                 stop = at + parameter.numel()
                 kept = self._reference.get(id(parameter))
                 if kept is None:
-                    self._reference[id(parameter)] = piece.memory[at:stop].clone()
+                    self._reference[id(parameter)] = piece.update[at:stop].clone()
                 else:
-                    kept.copy_(piece.memory[at:stop])
+                    kept.copy_(piece.update[at:stop])
                 at = stop
 
     def _tell(self, group: _Group, step: Step, error: Exception | None) -> None:
@@ -626,12 +689,14 @@ def _text(aggregator: Aggregator) -> str:
         return ", ".join(type(part).__qualname__ for part in (*aggregator.mix, aggregator.rule))
 
 
-def squared_distances(rows: Rows, update: Tensor) -> Tensor:
-    """Of each row from the update in these columns: (n,) float64, NaN for a row that is not finite."""
-    working = torch.float64 if update.dtype is torch.float64 else torch.float32
-    near = update.to(working)
-    found = [(row.to(working) - near).square_().sum(dtype=torch.float64) for row in rows.vectors]
-    return torch.stack(found).cpu()
+def products_of(measured: Sequence[Measured]) -> NDArray[np.float64]:
+    """Inner products of whole gradients, (n, n), NaN in the rows of those that are not finite."""
+    products = torch.stack([each.products for each in measured]).sum(0)
+    invalid = torch.stack([each.invalid for each in measured]).sum(0) > 0
+    centre = products[:-2, -1]  # of x_i - c with -c
+    found = products[:-2, :-2] - centre[:, None] - centre + products[-1, -1]
+    found[invalid], found[:, invalid] = torch.nan, torch.nan
+    return found.numpy()
 
 
 def _record(

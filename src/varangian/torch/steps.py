@@ -44,7 +44,10 @@ class Step:
     """Ranks whose gradient is that of their step before, number for number, while most ranks' are new."""
     error: str | None = None
     """Why there is no update; None where there is one."""
-
+    agreement: tuple[float, ...] | None = None
+    """Mean cosine of each rank's gradient with those of the others; NaN for one without a direction."""
+    opposed: tuple[int, ...] = ()
+    """Ranks whose gradients point against the others, which agree, for so long that it is certain."""
     accused: tuple[int, ...] = ()
     """Ranks of which an audit found that they compute wrongly for others; then there is no update."""
 
@@ -72,9 +75,14 @@ class Step:
         return frozenset(i for i, x in enumerate(self.distances or ()) if x > limit)
 
     @property
-    def faulty(self) -> frozenset[int]:
+    def wrong(self) -> frozenset[int]:
         """Ranks whose gradient is not finite, far from the others, or the one before once more."""
         return frozenset({*self.dropped, *self.far, *self.repeated})
+
+    @property
+    def faulty(self) -> frozenset[int]:
+        """Ranks that are wrong in this step, or opposed to the others."""
+        return self.wrong | frozenset(self.opposed)
 
     def line(self) -> str:
         """The record as a line of JSON; what is not known is left out."""
@@ -89,6 +97,8 @@ class Step:
             "distances": distances,
             "repeated": [*self.repeated] or None,
             "far": sorted(self.far) or None,
+            "agreement": None if self.agreement is None else [_number(x) for x in self.agreement],
+            "opposed": [*self.opposed] or None,
             "accused": [*self.accused] or None,
             "error": self.error,
         }
@@ -130,7 +140,9 @@ class Suspicion:
     def __init__(self, n: int, after: int, faults: int = FAULTS) -> None:
         self._left_out = [0] * n
         self._faulty: list[list[int]] = [[] for _ in range(n)]
-        """The last steps in which each rank was faulty."""
+        """The last steps in which each rank was wrong."""
+        self._opposed = set[int]()
+        """Ranks that were named for it."""
         self._after, self._faults = after, faults
 
     def see(self, step: Step) -> list[tuple[int, int, str]]:
@@ -143,8 +155,11 @@ class Suspicion:
             if self._left_out[rank] == self._after:
                 reason = f"had no influence on the update for {self._after} steps in a row"
                 found[rank] = (self._after, reason)
+            if rank in step.opposed and rank not in self._opposed:
+                self._opposed.add(rank)
+                found[rank] = (1, "has gradients that point against those of the others, step after step")
             recent = [at for at in self._faulty[rank] if at > step.step - WINDOW]
-            if rank in step.faulty:
+            if rank in step.wrong:
                 recent = [*recent, step.step][-self._faults - 1 :]
                 if len(recent) == self._faults:
                     reason = (

@@ -53,6 +53,20 @@ def test_a_file_of_two_starts_and_a_line_that_is_cut_off_are_read(steps):
     assert (found.ranks[1].weightless, found.ranks[0].weight) == (1, 0.5)
 
 
+def test_a_rank_that_points_against_the_others_is_named(steps, tmp_path):
+    path = tmp_path / "other.jsonl"
+    append = appender(path, ABOUT)
+    append(Step(0, (), None, agreement=(0.2, 0.1, NAN)))
+    append(Step(1, (), None, agreement=(0.4, 0.1, -0.3), opposed=(2,)))
+    found = read(path)
+    (sentence,) = found.sentences
+    assert sentence.startswith(
+        "Rank 2 (host c, cuda:0): its gradient was wrong in 1 of 2 steps (against the"
+    )
+    assert [rank.agreement for rank in found.ranks] == pytest.approx([0.3, 0.1, -0.3])
+    assert read(steps).ranks[0].agreement is None
+
+
 @pytest.mark.parametrize(
     ("text", "rule"),
     [

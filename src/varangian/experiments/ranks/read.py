@@ -33,11 +33,15 @@ class Rank:
     """Steps in which it was more than three times as far from the update as the median rank's."""
     repeated: int = 0
     """Steps in which it was that of the step before, number for number."""
+    opposed: int = 0
+    """Steps in which it was certain that its gradients point against those of the others."""
     weightless: int = 0
     """Steps in which its weight was 0."""
     faulty: list[int] = field(default_factory=list[int])
-    """The steps with one of the first three."""
+    """The steps with one of the first four."""
     weights: list[float] = field(default_factory=list[float])
+    cosines: list[float] = field(default_factory=list[float])
+    """With the gradients of the others, on average, in each step."""
     distances: dict[int, float] = field(default_factory=dict[int, float])
     """By step: how many times as far from the update as the median rank's."""
 
@@ -46,11 +50,21 @@ class Rank:
         """The mean of its weights."""
         return statistics.fmean(self.weights) if self.weights else None
 
+    @property
+    def agreement(self) -> float | None:
+        """The mean of its cosines."""
+        return statistics.fmean(self.cosines) if self.cosines else None
+
     def sentence(self, steps: int) -> str:
         """What is wrong with it, in a sentence; empty where nothing is."""
-        if len(self.faulty) < CERTAIN:
+        if len(self.faulty) < CERTAIN and not self.opposed:
             return ""
-        what = {"not finite": self.dropped, "far from the update": self.far, "repeated": self.repeated}
+        what = {
+            "not finite": self.dropped,
+            "far from the update": self.far,
+            "repeated": self.repeated,
+            "against the others": self.opposed,
+        }
         counts = ", ".join(f"{name} {count}" for name, count in what.items() if count)
         where = f" (host {self.host}, {self.device})" if self.host else ""
         return (
@@ -160,7 +174,8 @@ def _count(found: Record, values: Mapping[str, Any], line: int) -> None:
     found.last = max(found.last, step)
     if (error := values.get("error")) is not None:
         found.errors.append((step, str(error)))
-    wrong = {name: {*_numbers(values.get(name))} for name in ("dropped", "far", "repeated")}
+    wrong = {name: {*_numbers(values.get(name))} for name in ("dropped", "far", "repeated", "opposed")}
+    cosines = _numbers(values.get("agreement"))
     weights, distances = _numbers(values.get("weights")), _numbers(values.get("distances"))
     known = [distance for distance in distances if distance is not None]
     middle = statistics.median(known) if known else 0.0
@@ -169,11 +184,14 @@ def _count(found: Record, values: Mapping[str, Any], line: int) -> None:
         rank.dropped += place in wrong["dropped"]
         rank.far += place in wrong["far"]
         rank.repeated += place in wrong["repeated"]
+        rank.opposed += place in wrong["opposed"]
         if any(place in places for places in wrong.values()):
             rank.faulty.append(step)
         if place < len(weights) and (weight := weights[place]) is not None:
             rank.weights.append(weight)
             rank.weightless += weight == 0
+        if place < len(cosines) and (cosine := cosines[place]) is not None:
+            rank.cosines.append(cosine)
         if place < len(distances) and (distance := distances[place]) is not None and middle > 0:
             rank.distances[step] = distance / middle
 

@@ -84,7 +84,18 @@ def write_ranks_page(record: Record, path: Path) -> None:
         OSError: the file cannot be written.
     """
     check_libraries()
-    columns = ("rank", "host", "device", "dropped", "far", "repeated", "weight 0", "mean weight")
+    columns = (
+        "rank",
+        "host",
+        "device",
+        "dropped",
+        "far",
+        "repeated",
+        "opposed",
+        "weight 0",
+        "mean weight",
+        "mean cosine",
+    )
     ranks = record.ranks
     rows: list[list[Cell]] = [
         [
@@ -94,8 +105,10 @@ def write_ranks_page(record: Record, path: Path) -> None:
             r.dropped,
             r.far,
             r.repeated,
+            r.opposed,
             r.weightless if r.weights else None,
             r.weight,
+            r.agreement,
         ]
         for r in ranks
     ]
