@@ -90,10 +90,10 @@ def test_honest_ranks_are_not_named(kind):
 
 @pytest.mark.exhaustive  # the quick test above has fewer steps
 @pytest.mark.parametrize("kind", KINDS)
-@pytest.mark.parametrize("n", [3, 4, 8, 16])
-@pytest.mark.parametrize("share", [0.0, 0.02, 0.3])
+@pytest.mark.parametrize("n", [3, 8])
+@pytest.mark.parametrize("share", [0.0, 0.1])
 def test_honest_ranks_are_never_named_in_thousands_of_steps(n, kind, share):
-    assert false_alarms(n, kind, share, range(5), 2000) == []
+    assert false_alarms(n, kind, share, range(3), 2000) == []
 
 
 def test_what_has_no_direction_says_nothing():
