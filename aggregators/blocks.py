@@ -26,6 +26,8 @@ import torch
 from torch import Tensor
 
 from varangian.aggregators.base import Aggregate
+from varangian.aggregators.errors import AggregationError
+from varangian.aggregators.kernels import backend_for
 from varangian.aggregators.numeric.shares import Shares
 from varangian.aggregators.rows import Rows, RowsError
 
@@ -112,9 +114,16 @@ def aggregate_blocks(
                 place.copy_(found.vector)
             yield found
 
-    # In almost every round all rows are finite: they are read once.
-    found = [*each(aggregator, rows, faults, shares)]
-    dropped = tuple(sorted({row for one in found for row in one.dropped}))
+    found = list[Aggregate]()
+    try:
+        # In almost every round all rows are finite: they are read once.
+        found = [*each(aggregator, rows, faults, shares)]
+        dropped = tuple(sorted({row for one in found for row in one.dropped}))
+    except AggregationError:
+        # Too few rows in a block may be enough once those that are invalid in any have spent of f.
+        dropped = tuple((~backend_for(rows).screen(rows)[0]).nonzero().flatten().tolist())
+        if not dropped:
+            raise
     if dropped:
         kept = [row for row in kept if row not in dropped]
         weighing = None if shares is None else shares.keeping(kept)

@@ -246,9 +246,15 @@ class Aggregator:
         for valid in _attempts(rows, reference, described, is_whole(self.rule), given):
             if before is not None:
                 rng.set_state(before)
+            left = None if shares is None else shares.keeping(valid.kept)
             try:
-                left = None if shares is None else shares.keeping(valid.kept)
                 now = self.among(valid.kept, len(valid.dropped) + faults, left)
+            except AggregationError:
+                # It may hold for fewer rows: those that are not finite spend of f.
+                if valid.rows is rows and not bool(valid.backend.screen(rows)[0].all()):
+                    continue
+                raise
+            try:
                 return now._answer(valid, rng, shares=left)
             except NotFinite:
                 continue

@@ -139,6 +139,35 @@ class TestFaults:
         with pytest.raises(AggregationError, match=r"Mean\(\): there are no rows"):
             Aggregator(Mean())(torch.full((3, 4), torch.nan))
 
+    @pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16])
+    @pytest.mark.parametrize("per_block", [False, True])
+    def test_invalid_rows_spend_f_before_the_condition_is_asked(
+        self, dtype: torch.dtype, per_block: bool
+    ) -> None:
+        """Bucketing and Krum do not take 15 rows with f = 3, but they take 13 with f = 1."""
+        rows = kit.plain(15, 20).to(dtype)
+        rows[4, 3], rows[9, 17] = torch.nan, torch.inf
+        aggregator = Aggregator(Krum(f=3), (Bucketing(),), per_block=per_block)
+        left = torch.tensor([i for i in range(15) if i not in (4, 9)])
+        blocks = [5, 7, 8]
+        found = aggregator(rows, rng=kit.rng(), blocks=blocks)
+        single = Aggregator(Krum(f=1), (Bucketing(),), per_block=per_block)
+        wanted = single(rows[left], rng=kit.rng(), blocks=blocks)
+        assert found.dropped == (4, 9)
+        assert torch.equal(found.vector, wanted.vector)
+        with pytest.raises(AggregationError, match="needs n >= 2 f"):
+            aggregator(kit.plain(15, 20).to(dtype), blocks=blocks)
+
+    def test_weight_of_invalid_rows_is_spent_before_the_condition_is_asked(self) -> None:
+        """Two heavy rows have more than half of the weight, and of the rows that are left one has less."""
+        rows, weights = kit.plain(7, 20).float(), [4.0, 4.0, 1.0, 1.0, 1.0, 1.0, 1.0]
+        aggregator = Aggregator(Median(), f=2)
+        assert aggregator.requires(7, weights=weights) is not None
+        rows[0] = torch.nan
+        found = aggregator(rows, weights=weights)
+        assert found.dropped == (0,)
+        assert torch.equal(found.vector, Aggregator(Median(), f=1)(rows[1:], weights=weights[1:]).vector)
+
     def test_f_is_spent_in_every_part(self) -> None:
         """With one fault the neighbourhoods are of n - 1 - (f - 1) rows: as large as before."""
         rows = kit.plain(9, 20)

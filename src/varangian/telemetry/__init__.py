@@ -1,1 +1,1 @@
-"""OpenTelemetry, as server and workers share it. Everybody may import it; it imports nothing of ours."""
+"""OpenTelemetry, as server and workers share it. Everybody may import it; of ours it imports how events are logged."""
