@@ -16,6 +16,7 @@ from torch import Tensor
 from varangian.aggregators.gram import Gram
 from varangian.aggregators.numeric.order import Order
 from varangian.aggregators.numeric.shares import CRUMB, HALF, Shares
+from varangian.aggregators.numeric.weighted_order import WeightedOrder
 from varangian.own_classes import OwnClasses, OwnFunction, replaced
 from varangian.registry import Registry
 
@@ -87,7 +88,7 @@ class Columnwise(Part, Protocol):
 class Ordered(Columnwise, Protocol):
     """A columnwise rule with a description that native kernels execute."""
 
-    def order(self, m: int, /) -> Order:
+    def order(self, m: int, /) -> Order | WeightedOrder:
         """The description for columns of m values: `columnwise(block)` is `order(len(block))(block)`."""
         ...
 

@@ -291,6 +291,124 @@ int VERB(majority)(const float *const *rows, int64_t n, int64_t d, const float *
   return any(bad);
 }
 
+/* ---- columns by weight: values are sorted with their weights, which then say how much of each counts ------ */
+
+typedef int32_t tags[W];
+typedef struct {
+  int64_t n, merges;
+  const comparator *net;
+  const int32_t *tag; /* of each row: its weight in units, or its place in `wide` */
+  const double *wide; /* weights in units; NULL where `tag` has them */
+  int64_t low, high, slack;
+  int kind; /* 0: the mean of what lies between low and high; 1: the median, halfway; 2: the lower median */
+} weighing;
+
+/* As above, but a tag goes with each value. */
+#undef X
+#define X(a, b) {                                                                                 \
+    float x = t##a, y = t##b;                                                                     \
+    int32_t p = q##a, r = q##b;                                                                   \
+    t##a = y < x ? y : x; t##b = y < x ? x : y; q##a = y < x ? r : p; q##b = y < x ? p : r;        \
+  }
+#define TAG(i) int32_t q##i = tag[i];
+#define STORE_TAG(i) q[i][c] = q##i;
+#define SORT_TAGGED(n)                                                                            \
+  INLINE void sort_tagged_##n(const float *const *rows, const int32_t *tag, tile *restrict t,     \
+                              tags *restrict q, float *restrict bad) {                            \
+    EACH_##n(POINT)                                                                               \
+    for (int b = 0; b < W; b += LINE) {                                                           \
+      EACH_##n(FETCH)                                                                             \
+      for (int c = b; c < b + LINE; c++) {                                                        \
+        float s = 0;                                                                              \
+        EACH_##n(LOAD) EACH_##n(TAG) EACH_##n(ADD) NETWORK_##n EACH_##n(STORE) EACH_##n(STORE_TAG) \
+        bad[c] += s - s;                                                                          \
+      }                                                                                           \
+    }                                                                                             \
+  }
+EACH_NARROW(SORT_TAGGED)
+INLINE void sort_tagged(const float *const *rows, const int32_t *tag, int n, tile *t, tags *q,
+                        float *restrict bad) {
+#define CASE_TAGGED(n) case n: sort_tagged_##n(rows, tag, t, q, bad); break;
+  switch (n) { EACH_NARROW(CASE_TAGGED) default: break; }
+}
+INLINE void merge_tagged(tile *t, tags *q, const comparator *net, int64_t m) {
+  for (const comparator *k = net; k < net + m; k++) {
+    float *restrict a = t[k->low], *restrict b = t[k->high];
+    int32_t *restrict v = q[k->low], *restrict w = q[k->high];
+    for (int c = 0; c < W; c++) {
+      float x = a[c], y = b[c];
+      int32_t p = v[c], r = w[c];
+      a[c] = y < x ? y : x; b[c] = y < x ? x : y; v[c] = y < x ? r : p; w[c] = y < x ? p : r;
+    }
+  }
+}
+
+/* Running sums of units are exact, so nothing is left of a value that is cut but `slack` units, which are
+ * dropped: a rounding error must not be multiplied by a number that a Byzantine row chose. */
+#define WEIGHED(NAME, SUM, WEIGHT)                                                                \
+  INLINE void NAME(tile *t, tags *q, const weighing *o, float *restrict s) {                      \
+    const SUM low = (SUM)o->low, high = (SUM)o->high, slack = (SUM)o->slack;                      \
+    const double *wide = o->wide;                                                                 \
+    (void)wide;                                                                                   \
+    SUM total[W] = {0};                                                                           \
+    if (o->kind == 0) {                                                                           \
+      const float unit = 1 / (float)(high - low), most = __FLT_MAX__;                             \
+      float taken[W] = {0}, found[W] = {0};                                                       \
+      for (int64_t i = 0; i < o->n; i++)                                                          \
+        for (int c = 0; c < W; c++) {                                                             \
+          SUM before = total[c], after = before + WEIGHT(q[i][c]);                                \
+          SUM kept = (after < high ? after : high) - (before > low ? before : low);               \
+          float part = kept > slack ? (float)kept * unit : 0;                                     \
+          found[c] += part * t[i][c];                                                             \
+          taken[c] += part;                                                                       \
+          total[c] = after;                                                                       \
+        }                                                                                         \
+      for (int c = 0; c < W; c++) {                                                               \
+        float mean = found[c] / taken[c];                                                         \
+        s[c] = mean > most ? most : mean < -most ? -most : mean;                                  \
+      }                                                                                           \
+    } else {                                                                                      \
+      float lower[W], upper[W];                                                                   \
+      for (int64_t i = 0; i < o->n; i++)                                                          \
+        for (int c = 0; c < W; c++) {                                                             \
+          lower[c] = !i || total[c] < low ? t[i][c] : lower[c];                                   \
+          upper[c] = !i || total[c] <= high ? t[i][c] : upper[c];                                 \
+          total[c] += WEIGHT(q[i][c]);                                                            \
+        }                                                                                         \
+      for (int c = 0; c < W; c++) s[c] = o->kind == 2 ? lower[c] : lower[c] / 2 + upper[c] / 2;   \
+    }                                                                                             \
+  }
+#define OWN(tag) (tag)
+#define LISTED(tag) wide[tag]
+WEIGHED(weighed_few, int32_t, OWN)
+WEIGHED(weighed_many, double, LISTED)
+
+/* out[c] = the statistic of column c by weight; as above about `coords` and what is returned. */
+int VERB(weighted)(const float *const *rows, int64_t n, int64_t d, const float *coords, int64_t points,
+                   const comparator *net, int64_t merges, const int32_t *tag, const double *wide, int64_t low,
+                   int64_t high, int64_t slack, int64_t kind, float *out) {
+  uint64_t before = flushing();
+  tile t[MOST], pad[MOST], mixed[MOST];
+  tags q[MOST];
+  const float *here[MOST], *of_mixed[MOST];
+  float bad[W] = {0}, s[W];
+  weighing o = {coords ? points : n, merges, net, tag, wide, low, high, slack, (int)kind};
+  for (int64_t k = 0; k < points; k++) of_mixed[k] = mixed[k];
+  for (int64_t at = 0; at < d; at += W) {
+    window(rows, n, at, d, pad, here);
+    if (coords) mix(here, n, coords, points, mixed);
+    const float *const *from = coords ? of_mixed : here;
+    for (int64_t i = 0; i < o.n; i += NARROW)
+      sort_tagged(from + i, tag + i, (int)(o.n - i < NARROW ? o.n - i : NARROW), t + i, q + i, bad);
+    merge_tagged(t, q, net, merges);
+    if (wide) weighed_many(t, q, &o, s);
+    else weighed_few(t, q, &o, s);
+    memcpy(out + at, s, (size_t)(d - at < W ? d - at : W) * sizeof(float));
+  }
+  restored(before);
+  return any(bad);
+}
+
 /* ---- gram: inner products of (z_1, ..., z_n, r) -------------------------------------------------------- *
  *
  * z_i = x_i - x_p for the parent p of row i, or x_i - r where it has none. Parents are chosen by what the first

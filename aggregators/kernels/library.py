@@ -14,7 +14,7 @@ from collections.abc import Callable
 from ctypes import c_float, c_int64, c_void_p
 from functools import cache
 
-ABI = 4
+ABI = 5
 VARIABLE = "VARANGIAN_KERNELS"
 VERSIONS = {"": None, "none": 0, "v1": 1, "v3": 3, "v4": 4}
 
@@ -25,6 +25,10 @@ VERBS: dict[str, tuple[type, ...]] = {
     "columns": (
         *(c_void_p, c_int64, c_int64, c_void_p, c_int64),
         *(c_void_p, c_int64, c_int64, c_int64, c_int64, c_void_p),
+    ),
+    "weighted": (
+        *(c_void_p, c_int64, c_int64, c_void_p, c_int64, c_void_p, c_int64),
+        *(c_void_p, c_void_p, c_int64, c_int64, c_int64, c_int64, c_void_p),
     ),
     "majority": (c_void_p, c_int64, c_int64, c_void_p, c_int64, c_float, c_void_p),
     **{

@@ -16,4 +16,4 @@ int varangian_level(void) {
   return LEVEL;
 }
 
-int varangian_abi(void) { return 4; }
+int varangian_abi(void) { return 5; }

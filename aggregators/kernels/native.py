@@ -9,7 +9,7 @@ bits on one core as on many. Calls go through ctypes, which releases the interpr
 from __future__ import annotations
 
 from collections.abc import Callable
-from functools import cache
+from functools import cache, lru_cache
 from typing import Any, TypeVar
 
 import numpy as np
@@ -25,6 +25,7 @@ from varangian.aggregators.kernels.library import function, level, library
 from varangian.aggregators.kernels.reference import NotFinite
 from varangian.aggregators.numeric.algebra import Array
 from varangian.aggregators.numeric.order import Majority, Nearest, Order
+from varangian.aggregators.numeric.weighted_order import WeightedOrder, is_wide
 from varangian.aggregators.rows import Rows
 
 __all__ = [
@@ -49,6 +50,8 @@ MOST_ROWS = 500
 """Rows that the C side has room for on its stack."""
 FLOAT = 4
 """Bytes of a number."""
+KINDS = ("window", "median", "lower median")
+"""Statistics by weight, as the C side counts them."""
 SLICE = 1 << 16
 """Columns of one call: a multiple of every strip of the C side."""
 
@@ -166,7 +169,7 @@ def combine(coords: Tensor, rows: Rows, reference: Tensor | None, out: Tensor | 
 def columnwise(
     rule: Callable[[Tensor], Tensor], coords: Tensor | None, rows: Rows, reference: Tensor | None
 ) -> Tensor:
-    if not isinstance(rule, Order):
+    if not isinstance(rule, Order | WeightedOrder):
         finite, subnormal = screen(rows)
         if not bool(finite.all()) or bool(subnormal.any()):
             raise NotFinite
@@ -188,8 +191,12 @@ def columnwise(
     return out
 
 
-def _described(rule: Order, points: int) -> tuple[str, tuple[Any, ...]]:
+def _described(rule: Order | WeightedOrder, points: int) -> tuple[str, tuple[Any, ...]]:
     """The C function for a rule on this many points, and its arguments."""
+    if isinstance(rule, WeightedOrder):
+        table, (tags, wide, *details) = _merges(points, None, networks.NARROW), _weighing(rule)
+        arrays = tags.ctypes.data, None if wide is None else wide.ctypes.data
+        return "weighted", (table.ctypes.data, len(table), *arrays, *details)
     if isinstance(rule, Majority):
         return "majority", (rule.scale,)
     count = rule.count if isinstance(rule, Nearest) else 0
@@ -198,8 +205,20 @@ def _described(rule: Order, points: int) -> tuple[str, tuple[Any, ...]]:
 
 
 @cache
-def _merges(points: int, summed: tuple[int, int] | None) -> np.ndarray[Any, np.dtype[np.int32]]:
-    return np.array(networks.merges(points, summed), dtype=np.int32).reshape(-1, 3)
+def _merges(points: int, summed: tuple[int, int] | None, wide: int = networks.WIDE) -> NDArray[np.int32]:
+    return np.array(networks.merges(points, summed, wide), dtype=np.int32).reshape(-1, 3)
+
+
+@lru_cache(maxsize=64)
+def _weighing(rule: WeightedOrder) -> tuple[NDArray[np.int32], Array | None, int, int, int, int]:
+    """Tags of the points, their weights where a tag is a place, bounds, slack, and the kind of statistic.
+
+    Units of 2^-50 are float64 numbers on the C side, whose sums are exact as well.
+    """
+    wide = is_wide(len(rule.p), torch.float32)
+    weights, low, high, slack, kind = rule.plan(wide)
+    tags = np.array(range(len(weights)) if wide else weights, dtype=np.int32)
+    return tags, np.array(weights, dtype=np.float64) if wide else None, low, high, slack, KINDS.index(kind)
 
 
 def _points(coords: Tensor, rows: Rows, reference: Tensor | None) -> tuple[Rows, NDArray[np.float32]]:

@@ -18,8 +18,10 @@ number up to WIDE would take a minute."""
 
 
 @cache
-def merges(n: int, summed: tuple[int, int] | None) -> tuple[tuple[int, int, int], ...]:
+def merges(n: int, summed: tuple[int, int] | None, wide: int = WIDE) -> tuple[tuple[int, int, int], ...]:
     """The comparators that merge sorted blocks: (low, high, kind).
+
+    `wide`: rows are sorted by blocks of so many already; only what is left by blocks of NARROW.
 
     `summed`: ranks (first, end) of which only the sum is wanted, or None when every rank is. Kind 0 writes
     both rows, 1 the smaller only, 2 the larger only. A comparison whose two results are only summed, or
@@ -29,7 +31,7 @@ def merges(n: int, summed: tuple[int, int] | None) -> tuple[tuple[int, int, int]
     wanted = ["summed" if summed and first <= i < end else "" if summed else "rank" for i in range(n)]
     kept: list[tuple[int, int, int]] = []
     for run, low, high in reversed(list(comparators(n))):
-        if run < NARROW or (run < WIDE and low < n // WIDE * WIDE):
+        if run < NARROW or (run < wide and low < n // wide * wide):
             continue
         if wanted[low] == wanted[high] != "rank":
             continue
@@ -46,6 +48,7 @@ def header() -> str:
         lines.append(f"#define NETWORK_{n} " + " ".join(f"X({a},{b})" for _, a, b in comparators(n)))
         lines.append(f"#define EACH_{n}(F) " + " ".join(f"F({i})" for i in range(n)))
     lines.append("#define EACH_SIZE(F) " + " ".join(f"F({n})" for n in sizes))
+    lines.append("#define EACH_NARROW(F) " + " ".join(f"F({n})" for n in sizes[:-1]))
     lines.append("/* What the middle one or two need of it. MIN and MAX write to one of the rows only. */")
     few = range(2, NARROW + 1)
     lines += [f"#define MIDDLE_{n} " + _text(network(n, (n - 1) // 2, n // 2)) for n in few]

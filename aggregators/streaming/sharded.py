@@ -29,6 +29,7 @@ from varangian.aggregators.base import (
 )
 from varangian.aggregators.gram import DOUBLE, Gram
 from varangian.aggregators.kernels import Backend, NotFinite, after, backend_for, unscreened
+from varangian.aggregators.numeric.weighted_order import WeightedOrder
 from varangian.aggregators.pipeline import (
     CONVEX,
     Aggregator,
@@ -170,7 +171,9 @@ class Decision:
         """As those of an aggregator: unscreened where that is safe, else with subnormal numbers flushed."""
         left = rows.keep(self.kept)
         chosen = backend_for(left, self.backend)
-        described = self.coords is None and is_ordered(self.rule)
+        described = (
+            self.coords is None and is_ordered(self.rule) and not isinstance(self.rule, WeightedOrder)
+        )
         if len(left) == self.n and unscreened(chosen, left, described):
             yield left, chosen
         clean = left.flushed(chosen.screen(left)[1])

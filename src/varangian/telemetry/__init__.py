@@ -1,1 +1,1 @@
-"""OpenTelemetry, as server and workers share it. Everybody may import it; of ours it imports how events are logged."""
+"""OpenTelemetry, as server and workers share it; of ours it imports the form of log lines."""

@@ -4,14 +4,16 @@ import ctypes
 from collections.abc import Iterator, Sequence
 from itertools import product
 
+import numpy as np
 import pytest
 import torch
 from tests.aggregators import kit
 from torch import Tensor
 
-from varangian.aggregators import Aggregator, Gram, Mean, Median, Rows, TrimmedMean
+from varangian.aggregators import NNM, Aggregator, Gram, Mean, Median, Rows, TrimmedMean
 from varangian.aggregators.kernels import NotFinite, native, reference
 from varangian.aggregators.numeric.order import Majority, Nearest, Order, Window
+from varangian.aggregators.numeric.weighted_order import WeightedMedian, WeightedOrder, WeightedWindow
 
 COUNTS = [1, 2, 3, 15, 16, 17, 31, 32, 33, 50, 64, 70, 100]
 LENGTHS = [1, 63, 257, 1271]
@@ -37,8 +39,14 @@ def rows_of(n: int, d: int) -> Rows:
     return Rows(tuple(torch.randn(d + 1)[1:] for _ in range(n)))
 
 
-def orders(m: int) -> Sequence[Order]:
-    most = max(1, m - m // 3)
+def weights_of(m: int) -> tuple[float, ...]:
+    """Weights of which the largest is some hundred times the smallest; nobody has half but where m < 3."""
+    p = np.clip(np.random.default_rng(m).lognormal(sigma=1.5, size=m), None, 2.0 if m > 4 else 1.0)
+    return tuple((p / p.sum()).tolist())
+
+
+def orders(m: int) -> Sequence[Order | WeightedOrder]:
+    most, p = max(1, m - m // 3), weights_of(m)
     return [
         Window(m // 2, m // 2 + 1),
         Window((m - 1) // 2, m // 2 + 1),
@@ -50,6 +58,10 @@ def orders(m: int) -> Sequence[Order]:
         Nearest(1, m // 5, m - m // 5),
         Nearest(m, 0, m),
         Majority(0.25),
+        WeightedWindow(p, 0.0),
+        WeightedWindow(p, 0.3),
+        WeightedMedian(p, midpoint=True),
+        WeightedMedian(p, midpoint=False),
     ]
 
 
@@ -141,12 +153,83 @@ def test_ties_and_signed_zeros(n: int) -> None:
         )
 
 
+def by_the_book(p: Sequence[float], cut: float | None, column: Tensor) -> float:
+    """The weighted trimmed mean of a column, or its weighted median where nothing is cut, in float64."""
+    order = column.double().sort(stable=True).indices
+    values, shares = column.double()[order].numpy(), np.array(p)[order.numpy()]
+    ends = np.cumsum(shares)
+    if cut is None:
+        return float(values[np.searchsorted(ends, 0.5)])
+    inside = np.clip(np.minimum(ends, 1 - cut) - np.maximum(ends - shares, cut), 0, None)
+    return float(inside @ values / inside.sum())
+
+
+@EVERY_LEVEL
+@pytest.mark.parametrize("n", [1, 2, 3, 7, 15, 16, 17, 33, 48, 49, 64, 130])
+def test_by_weight_is_what_books_say(n: int) -> None:
+    rows, p = Rows.of(torch.randn(n, 90)), weights_of(n)
+    columns = [*torch.stack(rows.vectors).unbind(1)]
+    for cut in (0.0, 0.1, 0.45):
+        found = native.columnwise(WeightedWindow(p, cut), None, rows, None)
+        wanted = torch.tensor([by_the_book(p, cut, column) for column in columns])
+        assert torch.allclose(found, wanted, rtol=1e-6, atol=1e-6)
+    found = native.columnwise(WeightedMedian(p, midpoint=True), None, rows, None)
+    assert torch.equal(found, torch.tensor([by_the_book(p, None, column) for column in columns]))
+
+
+@EVERY_LEVEL
+@pytest.mark.parametrize("n", [1, 2, 5, 15, 21, 64])
+@pytest.mark.parametrize("tied", [False, True])
+def test_a_weight_is_a_number_of_copies(n: int, tied: bool) -> None:
+    rows = torch.randint(-2, 3, (n, 200)).float() if tied else torch.randn(n, 200)
+    counts = torch.randint(1, 7, (n,))
+    copies, total = Rows.of(rows.repeat_interleave(counts, dim=0)), int(counts.sum())
+    p, out = tuple((counts.double() / total).tolist()), total // 3
+    pairs: list[tuple[WeightedOrder, Window]] = [
+        (WeightedWindow(p, out / total), Window(out, total - out)),
+        (WeightedMedian(p, midpoint=True), Window((total - 1) // 2, total // 2 + 1)),
+        (WeightedMedian(p, midpoint=False), Window((total - 1) // 2, (total - 1) // 2 + 1)),
+    ]
+    for by_weight, by_rank in pairs:
+        found = native.columnwise(by_weight, None, Rows.of(rows), None)
+        wanted = reference.columnwise(by_rank, None, copies, None)
+        assert torch.allclose(found, wanted, rtol=1e-6, atol=1e-6)
+
+
+def test_kernels_take_the_columns_of_rows_with_weights(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of rows of less than float32 too, where the update is float32."""
+    asked: list[str] = []
+
+    def seen(verb: str, *args: object) -> int:
+        asked.append(verb)
+        return call(verb, *args)
+
+    call = native._call
+    monkeypatch.setattr(native, "_call", seen)
+    rows, weights = torch.randn(9, 300), [*range(10, 19)]
+    for aggregator in (
+        Aggregator(TrimmedMean(f=2)),
+        Aggregator(Median()),
+        Aggregator(Median(), (NNM(f=2),)),
+    ):
+        aggregator(rows, weights=weights)
+        assert asked.pop() == "weighted"
+    Aggregator(Median())(rows.bfloat16(), weights=weights, into=torch.empty(300))
+    assert asked.pop() == "weighted"
+
+
 VERBS = {
     "gram": lambda rows: native.gram(rows, None),
     "combine": lambda rows: native.combine(torch.full((1, len(rows) + 1), 0.1).double(), rows, None),
     "median": lambda rows: native.columnwise(Window(len(rows) // 2, len(rows) // 2 + 1), None, rows, None),
     "nearest": lambda rows: native.columnwise(Nearest(1, 0, 1), None, rows, None),
     "majority": lambda rows: native.columnwise(Majority(1.0), None, rows, None),
+    "by weight": lambda rows: native.columnwise(
+        WeightedWindow(weights_of(len(rows)), 0.1), None, rows, None
+    ),
+    "weighted median": lambda rows: native.columnwise(
+        WeightedMedian(weights_of(len(rows)), midpoint=True), None, rows, None
+    ),
     "code": lambda rows: native.columnwise(Median().columnwise, None, rows, None),
     "mixtures": lambda rows: native.columnwise(
         Window(1, 2), torch.ones(3, len(rows) + 1).double(), rows, None
@@ -195,9 +278,13 @@ def test_nothing_of_a_huge_value_that_is_left_out_is_left(n: int) -> None:
     rows = torch.randn(n, 300)
     sound = rows[f:].clone()
     rows[:f] = 1e30
+    p = (*[1e-3] * f, *[(1 - 1e-3 * f) / (n - f)] * (n - f))
     for order in (Window(0, n - f), Nearest(n - f, n // 4, n // 2)):
         found = native.columnwise(order, None, Rows.of(rows), None)
         assert torch.allclose(found, sound.mean(0), rtol=1e-5, atol=1e-6)
+    found = native.columnwise(WeightedWindow(p, f * 1e-3), None, Rows.of(rows), None)
+    wanted = reference.columnwise(WeightedWindow(p, f * 1e-3), None, Rows.of(rows.double()), None)
+    assert torch.allclose(found.double(), wanted, rtol=1e-5, atol=1e-6)
 
 
 @pytest.mark.parametrize("rule", [Mean(), Median(), TrimmedMean(f=2)], ids=repr)
