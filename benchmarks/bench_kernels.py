@@ -26,6 +26,7 @@ from torch import Tensor
 from varangian.aggregators import Rows
 from varangian.aggregators.kernels import BACKENDS, Backend, reference
 from varangian.aggregators.numeric.order import Majority, Nearest, Window
+from varangian.aggregators.numeric.weighted_order import WeightedMedian, WeightedWindow
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 GATED = 1 << 16
@@ -51,12 +52,16 @@ def verbs(n: int, rows: Rows, r: Tensor) -> dict[str, Callable[[Backend], Tensor
     weights = torch.full((1, n + 1), 1 / n, dtype=torch.float64)
     lo, hi = (n - 1) // 2, n // 2 + 1
     cut = (n - 1) // 3
+    shares = tuple(2 * (i + 1) / (n * (n + 1)) for i in range(n))  # the heaviest has n times the lightest
+    trimmed, halved = WeightedWindow(shares, cut / n), WeightedMedian(shares, midpoint=True)
     return {
         "gram": lambda b: b.gram(rows, None),
         "gram about r": lambda b: b.gram(rows, r),
         "combine": lambda b: b.combine(weights, rows, r),
         "median": lambda b: b.columnwise(Window(lo, hi), None, rows, None),
         "trimmed mean": lambda b: b.columnwise(Window(cut, n - cut), None, rows, None),
+        "median by weight": lambda b: b.columnwise(halved, None, rows, None),
+        "trimmed mean by weight": lambda b: b.columnwise(trimmed, None, rows, None),
         "meamed": lambda b: b.columnwise(Nearest(n - cut, lo, hi), None, rows, None),
         "sign majority": lambda b: b.columnwise(Majority(1.0), None, rows, None),
     }
@@ -147,9 +152,9 @@ def hardware(device: torch.device) -> str:
 
 
 def table(lines: list[dict[str, Any]]) -> str:
-    head = f"{'':28}{'n':>4}{'d':>12}{'ms':>10}{'GB/s':>9}{'of copy':>9}"
+    head = f"{'':36}{'n':>4}{'d':>12}{'ms':>10}{'GB/s':>9}{'of copy':>9}"
     rest = (
-        f"{x['name']:28}{x['n']:4}{x['d']:12}{x['ms']:10.3f}{x['GB/s']:9.1f}{x['of copy bandwidth']:9.0%}"
+        f"{x['name']:36}{x['n']:4}{x['d']:12}{x['ms']:10.3f}{x['GB/s']:9.1f}{x['of copy bandwidth']:9.0%}"
         for x in lines
     )
     return "\n".join([head, *rest])

@@ -22,9 +22,10 @@ from torch import Tensor
 from varangian.aggregators.kernels import blocked, centres
 from varangian.aggregators.kernels import reference as exact
 from varangian.aggregators.kernels.centres import Sums, about_reference
-from varangian.aggregators.kernels.native import SLICE, NotFinite
+from varangian.aggregators.kernels.native import KINDS, SLICE, NotFinite
 from varangian.aggregators.kernels.pointer_table import Table
 from varangian.aggregators.numeric.order import Majority, Nearest, Order, Window, network
+from varangian.aggregators.numeric.weighted_order import FEW, WeightedOrder
 from varangian.aggregators.rows import Rows
 
 NAME = "triton"
@@ -241,11 +242,11 @@ def columnwise(
 ) -> Tensor:
     """A columnwise rule over the rows, or over the points with the given coordinates: (d,).
 
-    A rule that is no `Order`, or has more than 64 values, is left to torch, which needs finite rows and
-    takes subnormal numbers as they are; they cost a GPU nothing.
+    A rule that is no `Order`, or has more than 64 values (48 with weights), is left to torch, which needs
+    finite rows and takes subnormal numbers as they are; they cost a GPU nothing.
     """
     points = len(rows) if coords is None else len(coords)
-    if not isinstance(rule, Order) or points > LANES:
+    if not isinstance(rule, Order | WeightedOrder) or points > (LANES if isinstance(rule, Order) else FEW):
         if not bool(screen(rows)[0].all()):
             raise NotFinite
         by = _by_sorting(rule) if isinstance(rule, Window) else rule
@@ -265,12 +266,12 @@ def columnwise(
     return out
 
 
-def _reduced(rule: Order, rows: Rows, out: Tensor) -> Tensor:
+def _reduced(rule: Order | WeightedOrder, rows: Rows, out: Tensor) -> Tensor:
     """Write the result of the rule (d,); returns flags of columns that are not finite."""
     table, m = Table.of(rows), len(rows)
     block = 512 if m <= 16 else 256 if m <= 32 else 128
     bad = torch.empty(ceil(rows.d / block), dtype=torch.int32, device=rows.device)
-    verb, details = _described(rule, m)
+    verb, details = _described(rule, m, rows.device)
     shape = {"M": m, "BLOCK": block, "ALIGN": table.align}
     with torch.cuda.device_of(table.base):
         getattr(_tiles(), verb)[(len(bad),)](
@@ -279,8 +280,13 @@ def _reduced(rule: Order, rows: Rows, out: Tensor) -> Tensor:
     return bad
 
 
-def _described(rule: Order, m: int) -> tuple[str, dict[str, Any]]:
+def _described(rule: Order | WeightedOrder, m: int, device: torch.device) -> tuple[str, dict[str, Any]]:
     """The kernel for a rule, and its arguments."""
+    if isinstance(rule, WeightedOrder):
+        weights, low, high, slack, kind = rule.plan()
+        units = torch.tensor(weights, dtype=torch.int32).to(device, non_blocking=True)
+        bounds = {"weights": units, "low": low, "high": high, "slack": slack}
+        return "weighted", {**bounds, "KIND": KINDS.index(kind), "NETWORK": _pairs(m, 0, m - 1)}
     if isinstance(rule, Majority):
         return "majority", {"scale": float(rule.scale)}
     window = {"LO": rule.lo, "HI": rule.hi}

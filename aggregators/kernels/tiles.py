@@ -321,3 +321,74 @@ def majority(
         votes += tl.where(lanes[i] >= tiny, 1, 0) - tl.where(lanes[i] <= -tiny, 1, 0)
     sign = tl.where(votes > 0, 1.0, tl.where(votes < 0, -1.0, 0.0))
     _told(out, bad, scale * sign, seen, c, d)
+
+
+@triton.jit
+def _tags(weights, c, M: tl.constexpr):
+    """The weights of the M values of each column, in units."""
+    tags = ()
+    for i in tl.static_range(M):
+        tags = tags + (tl.zeros(c.shape, tl.int32) + tl.load(weights + i),)
+    return tags
+
+
+@triton.jit
+def _put(lanes, low, high, LOW: tl.constexpr, HIGH: tl.constexpr):
+    return lanes[:LOW] + (low,) + lanes[LOW + 1 : HIGH] + (high,) + lanes[HIGH + 1 :]
+
+
+@triton.jit
+def weighted(
+    base,
+    offsets,
+    out,
+    bad,
+    d,
+    tiny,
+    weights,
+    low,
+    high,
+    slack,
+    KIND: tl.constexpr,
+    M: tl.constexpr,
+    NETWORK: tl.constexpr,
+    BLOCK: tl.constexpr,
+    ALIGN: tl.constexpr,
+):
+    """`weighted_order.Plan` of each column; KIND: 0 is a window, 1 a median, 2 a lower median."""
+    c = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)
+    lanes, seen = _lanes(base, offsets, c, d, M, ALIGN)
+    tags = _tags(weights, c, M)
+    for s in tl.static_range(len(NETWORK)):
+        a = lanes[NETWORK[s][0]]
+        b = lanes[NETWORK[s][1]]
+        p = tags[NETWORK[s][0]]
+        q = tags[NETWORK[s][1]]
+        swap = b < a
+        lanes = _put(lanes, tl.where(swap, b, a), tl.where(swap, a, b), NETWORK[s][0], NETWORK[s][1])
+        tags = _put(tags, tl.where(swap, q, p), tl.where(swap, p, q), NETWORK[s][0], NETWORK[s][1])
+    total = tl.zeros(c.shape, tl.int32)
+    if KIND == 0:
+        found = tl.zeros(c.shape, tl.float32)
+        taken = tl.zeros(c.shape, tl.float32)
+        for i in tl.static_range(M):
+            after = total + tags[i]
+            kept = tl.minimum(after, high) - tl.maximum(total, low)
+            part = tl.where(kept > slack, kept.to(tl.float32) / (high - low), 0.0)
+            found += part * _flushed(lanes[i], tiny)
+            taken += part
+            total = after
+        mean = found / taken
+        most = 3.4028234663852886e38
+        _told(out, bad, tl.minimum(tl.maximum(mean, -most), most), seen, c, d)
+    else:
+        lower = _flushed(lanes[0], tiny)
+        upper = lower
+        for i in tl.static_range(M):
+            value = _flushed(lanes[i], tiny)
+            lower = tl.where(total < low, value, lower)
+            upper = tl.where(total <= high, value, upper)
+            total += tags[i]
+        if KIND == 1:
+            lower = lower / 2 + upper / 2
+        _told(out, bad, lower, seen, c, d)

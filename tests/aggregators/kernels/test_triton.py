@@ -30,6 +30,7 @@ from varangian.aggregators.kernels import (
     reference,
 )
 from varangian.aggregators.numeric.order import Majority, Nearest, Order, Window
+from varangian.aggregators.numeric.weighted_order import WeightedMedian, WeightedWindow
 
 INTERPRETED = gpu.interpreted()
 DEVICE = torch.device("cpu" if INTERPRETED else "cuda")
@@ -303,12 +304,35 @@ def test_other_rules_are_left_to_torch() -> None:
     assert torch.equal(found, torch.stack(rows.vectors).amax(dim=0))
 
 
+@ON_DEVICE
+@KERNELS
+@pytest.mark.parametrize("n", SIZES if FEW else [*SIZES, 48, 49])
+@DTYPE
+@pytest.mark.parametrize("mixed", [False, True])
+def test_columns_by_weight(n: int, dtype: torch.dtype, mixed: bool) -> None:
+    rows = Rows.of(plain(n, LENGTHS[n % 4], dtype))
+    coords = torch.rand(n, n + 1).double() / n if mixed else None
+    r, p = last(rows, mixed), tuple((0.1 + torch.rand(n).double()).tolist())
+    p = tuple(share / sum(p) for share in p)
+    for rule in (
+        WeightedWindow(p, 0.2),
+        WeightedMedian(p, midpoint=True),
+        WeightedMedian(p, midpoint=False),
+    ):
+        found = gpu.columnwise(rule, coords, rows, r)
+        assert (found.shape, found.dtype) == ((rows.d,), dtype)
+        assert close(found, reference.columnwise(rule, coords, rows, r)), rule
+
+
 VERBS: dict[str, Callable[[Rows], Tensor]] = {
     "gram": lambda rows: gpu.gram(rows, None),
     "combine": lambda rows: gpu.combine(torch.ones(1, len(rows) + 1).double(), rows, None),
     "window": lambda rows: gpu.columnwise(Window(1, 2), None, rows, None),
     "nearest": lambda rows: gpu.columnwise(Nearest(2, 0, 1), None, rows, None),
     "majority": lambda rows: gpu.columnwise(Majority(1.0), None, rows, None),
+    "by weight": lambda rows: gpu.columnwise(
+        WeightedMedian((1 / len(rows),) * len(rows), midpoint=True), None, rows, None
+    ),
 }
 
 
