@@ -148,7 +148,7 @@ def traffic(numbers: int, args: argparse.Namespace, workers: int = 8) -> dict[st
     of_push = {"float32": 4.0, "bfloat16": 2.0, "int8": 1 + 4 / 256}[args.wire]
     return {
         "push": round(numbers * of_push / args.steps / args.fragments),
-        "pull": round(numbers * 4 / args.steps),
+        "pull": round(numbers * 4 / args.steps / args.fragments),
         "ddp_sent": round(2 * (workers - 1) / workers * 4 * numbers),
         "ddp_received": round(2 * (workers - 1) / workers * 4 * numbers),
     }

@@ -82,20 +82,41 @@ class Contract:
     exact: int = 0
     """How many numbers at the end of a vector are float32 whatever `dtype` says: its buffers."""
 
-    fragment: int | None = None
-    """The fragment of the parameters that is sent; None sends all."""
+    fragments: frozenset[int] | None = None
+    """The fragments of the parameters that are sent; None sends all parameters."""
 
     def of_push(self, round: int) -> Contract:
         """The same for a push in a round, where the parameters are split into fragments."""
         count = self.terms.fragments
-        return self if count == 1 else replace(self, fragment=round % count)
+        return self if count == 1 else replace(self, fragments=frozenset((round % count,)))
+
+    def of_changes(self, since: int, round: int) -> Contract:
+        """The same for the parameters of a round, to who has those of an earlier one: what has changed.
+
+        Raises:
+            Refused: nothing, or everything has changed between these rounds.
+        """
+        count = self.terms.fragments
+        if not 0 < round - since < count:
+            sentence = f"Found the changes from round {since} to {round} in a run with {count} fragments."
+            raise Refused(Refusal.MALFORMED, sentence)
+        changed = fragments_of(self.layout, count).changed(since, round)
+        return replace(self, fragments=frozenset(changed))
+
+    @property
+    def slices(self) -> list[slice] | None:
+        """Where what is sent lies among all parameters; None where it is all of them."""
+        if self.fragments is None:
+            return None
+        return fragments_of(self.layout, self.terms.fragments).slices_of(self.fragments)
 
     @property
     def numel(self) -> int:
         """How many numbers are sent."""
-        if self.fragment is None:
+        if self.fragments is None:
             return self.layout.numel
-        return fragments_of(self.layout, self.terms.fragments).numels[self.fragment]
+        numels = fragments_of(self.layout, self.terms.fragments).numels
+        return sum(numels[fragment] for fragment in self.fragments)
 
     @property
     def encoding(self) -> Encoding:
@@ -138,10 +159,16 @@ class Contract:
         if manifest.dtype != WIRE[self.dtype]:
             raise Refused(Refusal.DTYPE, f"Found type number {manifest.dtype} in place of {self.dtype}.")
         if manifest.numel != self.numel:
-            what = "the model" if self.fragment is None else f"fragment {self.fragment}"
-            raise Refused(Refusal.NUMEL, f"Found {manifest.numel} numbers where {what} has {self.numel}.")
+            what = "the model has" if self.fragments is None else _described(self.fragments)
+            raise Refused(Refusal.NUMEL, f"Found {manifest.numel} numbers where {what} {self.numel}.")
         if manifest.content_digest or not digest_follows:
             check_digest(manifest.content_digest)
+
+
+def _described(fragments: frozenset[int]) -> str:
+    """Some fragments as the subject of a sentence, with its verb."""
+    names = ", ".join(map(str, sorted(fragments)))
+    return f"fragment {names} has" if len(fragments) == 1 else f"fragments {names} have"
 
 
 def check_protocol(found: int) -> None:

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import json
 import sys
+from bisect import bisect_right
 from collections.abc import Sequence
 from dataclasses import dataclass
 from hashlib import blake2b
+from itertools import accumulate
 from typing import Final, Literal, TypeAlias
 
 import numpy as np
@@ -76,6 +78,36 @@ def put(vector: Tensor, slices: Sequence[slice], numbers: Tensor) -> None:
         size = part.stop - part.start
         vector[part] = numbers[at : at + size]
         at += size
+
+
+class Parts:
+    """The bytes of parts of a float32 vector, one after the other, where they lie in it.
+
+    Args:
+        whole: the bytes of the vector.
+        slices: of its numbers.
+    """
+
+    def __init__(self, whole: memoryview, slices: Sequence[slice]) -> None:
+        self._parts = [whole[part.start * EXACT : part.stop * EXACT] for part in slices]
+        self._starts = [*accumulate(map(len, self._parts), initial=0)]
+
+    def __len__(self) -> int:
+        return self._starts[-1]
+
+    def rest(self, at: int) -> memoryview:
+        """The bytes from a place on, until the end of the part that it is in."""
+        part = bisect_right(self._starts, at, hi=len(self._parts)) - 1
+        return self._parts[part][at - self._starts[part] :]
+
+    def __getitem__(self, place: slice) -> memoryview:
+        """Bytes from a place to another: a view of them, or a copy where they are of several parts."""
+        at, stop, _ = place.indices(len(self))
+        found = list[memoryview]()
+        while at < stop:
+            found.append(self.rest(at)[: stop - at])
+            at += len(found[-1])
+        return found[0] if len(found) == 1 else memoryview(b"".join(found))
 
 
 def rounding_seed(worker: str, round: int) -> int:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from dataclasses import dataclass
 from functools import cached_property, lru_cache
 from hashlib import blake2b
@@ -173,6 +173,17 @@ class Fragments:
         if round < first:
             return set(range(self.count))
         return {self.of(one) for one in range(max(first, round - self.count), round)}
+
+    def slices_of(self, fragments: Collection[int]) -> list[slice]:
+        """Where the numbers of some fragments lie in the vector of all parameters, in its order."""
+        found = list[slice]()
+        for part in sorted(
+            (part for one in fragments for part in self.slices[one]), key=lambda one: one.start
+        ):
+            if found and found[-1].stop == part.start:
+                part = slice(found.pop().start, part.stop)
+            found.append(part)
+        return found
 
 
 @lru_cache(maxsize=16)

@@ -24,15 +24,15 @@ _sym_db = _symbol_database.Default()
 
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x19varangian/protos/ps.proto\x12\x0cvarangian.v1\"\xaf\x01\n\x08Manifest\x12\x10\n\x08protocol\x18\x01 \x01(\r\x12\x0e\n\x06run_id\x18\x02 \x01(\t\x12\r\n\x05round\x18\x03 \x01(\x04\x12\x10\n\x08sequence\x18\x04 \x01(\r\x12\x15\n\rlayout_digest\x18\x05 \x01(\x0c\x12\"\n\x05\x64type\x18\x06 \x01(\x0e\x32\x13.varangian.v1.Dtype\x12\r\n\x05numel\x18\x07 \x01(\x04\x12\x16\n\x0e\x63ontent_digest\x18\x08 \x01(\x0c\"%\n\x05\x43hunk\x12\x0e\n\x06offset\x18\x01 \x01(\x04\x12\x0c\n\x04\x64\x61ta\x18\x02 \x01(\x0c\"\x1e\n\x04Seal\x12\x16\n\x0e\x63ontent_digest\x18\x01 \x01(\x0c\"Q\n\x0bJoinRequest\x12\x10\n\x08protocol\x18\x01 \x01(\r\x12\x0e\n\x06layout\x18\x02 \x01(\t\x12\x10\n\x08software\x18\x03 \x01(\t\x12\x0e\n\x06\x63ommon\x18\x04 \x01(\t\"\x81\x03\n\tJoinReply\x12\x10\n\x08protocol\x18\x01 \x01(\r\x12\x0e\n\x06run_id\x18\x02 \x01(\t\x12\r\n\x05round\x18\x03 \x01(\x04\x12\x13\n\x0b\x63hunk_bytes\x18\x04 \x01(\r\x12\x15\n\rmessage_limit\x18\x05 \x01(\r\x12\"\n\x05\x64type\x18\x06 \x01(\x0e\x32\x13.varangian.v1.Dtype\x12\x11\n\tdata_port\x18\x07 \x01(\r\x12\x0e\n\x06inline\x18\x08 \x01(\x08\x12\r\n\x05\x65poch\x18\t \x01(\x04\x12\x12\n\nresumed_at\x18\n \x01(\x04\x12\x18\n\x10\x63heckpoint_every\x18\x0b \x01(\x04\x12\x17\n\x0f\x63heckpoint_keep\x18\x0c \x01(\x04\x12\x0e\n\x06parent\x18\r \x01(\t\x12\x15\n\x08momentum\x18\x0e \x01(\x01H\x00\x88\x01\x01\x12\x10\n\x08\x64\x65\x61\x64line\x18\x0f \x01(\x01\x12\x0f\n\x07\x62uffers\x18\x10 \x01(\r\x12\x11\n\tfragments\x18\x11 \x01(\r\x12\x10\n\x08\x66inished\x18\x12 \x01(\tB\x0b\n\t_momentum\"A\n\x0bPullRequest\x12\x0e\n\x06run_id\x18\x01 \x01(\t\x12\r\n\x05\x61\x66ter\x18\x02 \x01(\x12\x12\x13\n\x0b\x63hunk_bytes\x18\x03 \x01(\r\"\x1a\n\x08\x46inished\x12\x0e\n\x06reason\x18\x01 \x01(\t\"\x07\n\x05\x41gain\"\xc8\x01\n\tPullReply\x12*\n\x08manifest\x18\x01 \x01(\x0b\x32\x16.varangian.v1.ManifestH\x00\x12$\n\x05\x63hunk\x18\x02 \x01(\x0b\x32\x13.varangian.v1.ChunkH\x00\x12*\n\x08\x66inished\x18\x03 \x01(\x0b\x32\x16.varangian.v1.FinishedH\x00\x12$\n\x05\x61gain\x18\x04 \x01(\x0b\x32\x13.varangian.v1.AgainH\x00\x12\x0f\n\x07payload\x18\x05 \x01(\x0c\x42\x06\n\x04part\"\x9c\x01\n\x0bPushRequest\x12*\n\x08manifest\x18\x01 \x01(\x0b\x32\x16.varangian.v1.ManifestH\x00\x12$\n\x05\x63hunk\x18\x02 \x01(\x0b\x32\x13.varangian.v1.ChunkH\x00\x12\"\n\x04seal\x18\x03 \x01(\x0b\x32\x12.varangian.v1.SealH\x00\x12\x0f\n\x07payload\x18\x05 \x01(\x0c\x42\x06\n\x04part\"c\n\tPushReply\x12\r\n\x05round\x18\x01 \x01(\x04\x12\x11\n\tduplicate\x18\x02 \x01(\x08\x12\x13\n\x06weight\x18\x03 \x01(\x01H\x00\x88\x01\x01\x12\x14\n\x0cweight_round\x18\x04 \x01(\x12\x42\t\n\x07_weight\"?\n\x0e\x44\x65\x63lineRequest\x12\x0e\n\x06run_id\x18\x01 \x01(\t\x12\r\n\x05round\x18\x02 \x01(\x04\x12\x0e\n\x06reason\x18\x03 \x01(\t\"\x0e\n\x0c\x44\x65\x63lineReply\"\x1f\n\rAttendRequest\x12\x0e\n\x06run_id\x18\x01 \x01(\t\"\r\n\x0b\x41ttendReply\"\x0f\n\rStatusRequest\"\x8c\x02\n\x0bStatusReply\x12\x10\n\x08protocol\x18\x01 \x01(\r\x12\x0e\n\x06run_id\x18\x02 \x01(\t\x12\x10\n\x08software\x18\x03 \x01(\t\x12\r\n\x05round\x18\x04 \x01(\x04\x12\x0e\n\x06rounds\x18\x05 \x01(\x04\x12\x10\n\x08\x66inished\x18\x06 \x01(\x08\x12\x10\n\x08sentence\x18\x07 \x01(\t\x12\x0f\n\x07workers\x18\x08 \x01(\r\x12\x0f\n\x07present\x18\t \x01(\r\x12\x10\n\x08refusals\x18\n \x01(\t\x12\x11\n\tdata_port\x18\x0b \x01(\r\x12\x0f\n\x07\x63lasses\x18\x0f \x01(\r\x12\x0f\n\x07revoked\x18\x13 \x01(\r\x12\x10\n\x08warnings\x18\x14 \x01(\t\x12\x0b\n\x03now\x18\x15 \x01(\x04\"N\n\x0eMembersRequest\x12\x0e\n\x06\x61\x63tion\x18\x01 \x01(\t\x12\x0c\n\x04name\x18\x02 \x01(\t\x12\t\n\x01\x66\x18\x03 \x01(\x05\x12\x13\n\x0b\x63\x65rtificate\x18\x04 \x01(\x0c\"^\n\x0cMembersReply\x12\r\n\x05table\x18\x01 \x01(\t\x12\x10\n\x08sentence\x18\x02 \x01(\t\x12\r\n\x05round\x18\x03 \x01(\x04\x12\x0f\n\x07request\x18\x04 \x01(\x0c\x12\r\n\x05token\x18\x05 \x01(\t\"\x1e\n\x0cLeaveRequest\x12\x0e\n\x06run_id\x18\x01 \x01(\t\"\x1b\n\nLeaveReply\x12\r\n\x05round\x18\x01 \x01(\x04\"<\n\x0c\x45nrolRequest\x12\r\n\x05token\x18\x01 \x01(\t\x12\x0c\n\x04name\x18\x02 \x01(\t\x12\x0f\n\x07request\x18\x03 \x01(\x0c\"E\n\nEnrolReply\x12\x13\n\x0b\x63\x65rtificate\x18\x01 \x01(\x0c\x12\x11\n\tauthority\x18\x02 \x01(\x0c\x12\x0f\n\x07waiting\x18\x03 \x01(\t*U\n\x05\x44type\x12\x15\n\x11\x44TYPE_UNSPECIFIED\x10\x00\x12\x11\n\rDTYPE_FLOAT32\x10\x01\x12\x12\n\x0e\x44TYPE_BFLOAT16\x10\x02\x12\x0e\n\nDTYPE_INT8\x10\x03\x32\x99\x05\n\x0fParameterServer\x12:\n\x04Join\x12\x19.varangian.v1.JoinRequest\x1a\x17.varangian.v1.JoinReply\x12<\n\x04Pull\x12\x19.varangian.v1.PullRequest\x1a\x17.varangian.v1.PullReply0\x01\x12@\n\nPullInline\x12\x19.varangian.v1.PullRequest\x1a\x17.varangian.v1.PullReply\x12<\n\x04Push\x12\x19.varangian.v1.PushRequest\x1a\x17.varangian.v1.PushReply(\x01\x12\x43\n\x07\x44\x65\x63line\x12\x1c.varangian.v1.DeclineRequest\x1a\x1a.varangian.v1.DeclineReply\x12\x42\n\x06\x41ttend\x12\x1b.varangian.v1.AttendRequest\x1a\x19.varangian.v1.AttendReply0\x01\x12@\n\x06Status\x12\x1b.varangian.v1.StatusRequest\x1a\x19.varangian.v1.StatusReply\x12\x43\n\x07Members\x12\x1c.varangian.v1.MembersRequest\x1a\x1a.varangian.v1.MembersReply\x12=\n\x05Leave\x12\x1a.varangian.v1.LeaveRequest\x1a\x18.varangian.v1.LeaveReply\x12=\n\x05\x45nrol\x12\x1a.varangian.v1.EnrolRequest\x1a\x18.varangian.v1.EnrolReplyb\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x19varangian/protos/ps.proto\x12\x0cvarangian.v1\"\xaf\x01\n\x08Manifest\x12\x10\n\x08protocol\x18\x01 \x01(\r\x12\x0e\n\x06run_id\x18\x02 \x01(\t\x12\r\n\x05round\x18\x03 \x01(\x04\x12\x10\n\x08sequence\x18\x04 \x01(\r\x12\x15\n\rlayout_digest\x18\x05 \x01(\x0c\x12\"\n\x05\x64type\x18\x06 \x01(\x0e\x32\x13.varangian.v1.Dtype\x12\r\n\x05numel\x18\x07 \x01(\x04\x12\x16\n\x0e\x63ontent_digest\x18\x08 \x01(\x0c\"%\n\x05\x43hunk\x12\x0e\n\x06offset\x18\x01 \x01(\x04\x12\x0c\n\x04\x64\x61ta\x18\x02 \x01(\x0c\"\x1e\n\x04Seal\x12\x16\n\x0e\x63ontent_digest\x18\x01 \x01(\x0c\"Q\n\x0bJoinRequest\x12\x10\n\x08protocol\x18\x01 \x01(\r\x12\x0e\n\x06layout\x18\x02 \x01(\t\x12\x10\n\x08software\x18\x03 \x01(\t\x12\x0e\n\x06\x63ommon\x18\x04 \x01(\t\"\x81\x03\n\tJoinReply\x12\x10\n\x08protocol\x18\x01 \x01(\r\x12\x0e\n\x06run_id\x18\x02 \x01(\t\x12\r\n\x05round\x18\x03 \x01(\x04\x12\x13\n\x0b\x63hunk_bytes\x18\x04 \x01(\r\x12\x15\n\rmessage_limit\x18\x05 \x01(\r\x12\"\n\x05\x64type\x18\x06 \x01(\x0e\x32\x13.varangian.v1.Dtype\x12\x11\n\tdata_port\x18\x07 \x01(\r\x12\x0e\n\x06inline\x18\x08 \x01(\x08\x12\r\n\x05\x65poch\x18\t \x01(\x04\x12\x12\n\nresumed_at\x18\n \x01(\x04\x12\x18\n\x10\x63heckpoint_every\x18\x0b \x01(\x04\x12\x17\n\x0f\x63heckpoint_keep\x18\x0c \x01(\x04\x12\x0e\n\x06parent\x18\r \x01(\t\x12\x15\n\x08momentum\x18\x0e \x01(\x01H\x00\x88\x01\x01\x12\x10\n\x08\x64\x65\x61\x64line\x18\x0f \x01(\x01\x12\x0f\n\x07\x62uffers\x18\x10 \x01(\r\x12\x11\n\tfragments\x18\x11 \x01(\r\x12\x10\n\x08\x66inished\x18\x12 \x01(\tB\x0b\n\t_momentum\"O\n\x0bPullRequest\x12\x0e\n\x06run_id\x18\x01 \x01(\t\x12\r\n\x05\x61\x66ter\x18\x02 \x01(\x12\x12\x13\n\x0b\x63hunk_bytes\x18\x03 \x01(\r\x12\x0c\n\x04have\x18\x04 \x01(\x0c\"\x1a\n\x08\x46inished\x12\x0e\n\x06reason\x18\x01 \x01(\t\"\x07\n\x05\x41gain\"\xe6\x01\n\tPullReply\x12*\n\x08manifest\x18\x01 \x01(\x0b\x32\x16.varangian.v1.ManifestH\x00\x12$\n\x05\x63hunk\x18\x02 \x01(\x0b\x32\x13.varangian.v1.ChunkH\x00\x12*\n\x08\x66inished\x18\x03 \x01(\x0b\x32\x16.varangian.v1.FinishedH\x00\x12$\n\x05\x61gain\x18\x04 \x01(\x0b\x32\x13.varangian.v1.AgainH\x00\x12\x0f\n\x07payload\x18\x05 \x01(\x0c\x12\x12\n\x05since\x18\x06 \x01(\x04H\x01\x88\x01\x01\x42\x06\n\x04partB\x08\n\x06_since\"\x9c\x01\n\x0bPushRequest\x12*\n\x08manifest\x18\x01 \x01(\x0b\x32\x16.varangian.v1.ManifestH\x00\x12$\n\x05\x63hunk\x18\x02 \x01(\x0b\x32\x13.varangian.v1.ChunkH\x00\x12\"\n\x04seal\x18\x03 \x01(\x0b\x32\x12.varangian.v1.SealH\x00\x12\x0f\n\x07payload\x18\x05 \x01(\x0c\x42\x06\n\x04part\"c\n\tPushReply\x12\r\n\x05round\x18\x01 \x01(\x04\x12\x11\n\tduplicate\x18\x02 \x01(\x08\x12\x13\n\x06weight\x18\x03 \x01(\x01H\x00\x88\x01\x01\x12\x14\n\x0cweight_round\x18\x04 \x01(\x12\x42\t\n\x07_weight\"?\n\x0e\x44\x65\x63lineRequest\x12\x0e\n\x06run_id\x18\x01 \x01(\t\x12\r\n\x05round\x18\x02 \x01(\x04\x12\x0e\n\x06reason\x18\x03 \x01(\t\"\x0e\n\x0c\x44\x65\x63lineReply\"\x1f\n\rAttendRequest\x12\x0e\n\x06run_id\x18\x01 \x01(\t\"\r\n\x0b\x41ttendReply\"\x0f\n\rStatusRequest\"\x8c\x02\n\x0bStatusReply\x12\x10\n\x08protocol\x18\x01 \x01(\r\x12\x0e\n\x06run_id\x18\x02 \x01(\t\x12\x10\n\x08software\x18\x03 \x01(\t\x12\r\n\x05round\x18\x04 \x01(\x04\x12\x0e\n\x06rounds\x18\x05 \x01(\x04\x12\x10\n\x08\x66inished\x18\x06 \x01(\x08\x12\x10\n\x08sentence\x18\x07 \x01(\t\x12\x0f\n\x07workers\x18\x08 \x01(\r\x12\x0f\n\x07present\x18\t \x01(\r\x12\x10\n\x08refusals\x18\n \x01(\t\x12\x11\n\tdata_port\x18\x0b \x01(\r\x12\x0f\n\x07\x63lasses\x18\x0f \x01(\r\x12\x0f\n\x07revoked\x18\x13 \x01(\r\x12\x10\n\x08warnings\x18\x14 \x01(\t\x12\x0b\n\x03now\x18\x15 \x01(\x04\"N\n\x0eMembersRequest\x12\x0e\n\x06\x61\x63tion\x18\x01 \x01(\t\x12\x0c\n\x04name\x18\x02 \x01(\t\x12\t\n\x01\x66\x18\x03 \x01(\x05\x12\x13\n\x0b\x63\x65rtificate\x18\x04 \x01(\x0c\"^\n\x0cMembersReply\x12\r\n\x05table\x18\x01 \x01(\t\x12\x10\n\x08sentence\x18\x02 \x01(\t\x12\r\n\x05round\x18\x03 \x01(\x04\x12\x0f\n\x07request\x18\x04 \x01(\x0c\x12\r\n\x05token\x18\x05 \x01(\t\"\x1e\n\x0cLeaveRequest\x12\x0e\n\x06run_id\x18\x01 \x01(\t\"\x1b\n\nLeaveReply\x12\r\n\x05round\x18\x01 \x01(\x04\"<\n\x0c\x45nrolRequest\x12\r\n\x05token\x18\x01 \x01(\t\x12\x0c\n\x04name\x18\x02 \x01(\t\x12\x0f\n\x07request\x18\x03 \x01(\x0c\"E\n\nEnrolReply\x12\x13\n\x0b\x63\x65rtificate\x18\x01 \x01(\x0c\x12\x11\n\tauthority\x18\x02 \x01(\x0c\x12\x0f\n\x07waiting\x18\x03 \x01(\t*U\n\x05\x44type\x12\x15\n\x11\x44TYPE_UNSPECIFIED\x10\x00\x12\x11\n\rDTYPE_FLOAT32\x10\x01\x12\x12\n\x0e\x44TYPE_BFLOAT16\x10\x02\x12\x0e\n\nDTYPE_INT8\x10\x03\x32\x99\x05\n\x0fParameterServer\x12:\n\x04Join\x12\x19.varangian.v1.JoinRequest\x1a\x17.varangian.v1.JoinReply\x12<\n\x04Pull\x12\x19.varangian.v1.PullRequest\x1a\x17.varangian.v1.PullReply0\x01\x12@\n\nPullInline\x12\x19.varangian.v1.PullRequest\x1a\x17.varangian.v1.PullReply\x12<\n\x04Push\x12\x19.varangian.v1.PushRequest\x1a\x17.varangian.v1.PushReply(\x01\x12\x43\n\x07\x44\x65\x63line\x12\x1c.varangian.v1.DeclineRequest\x1a\x1a.varangian.v1.DeclineReply\x12\x42\n\x06\x41ttend\x12\x1b.varangian.v1.AttendRequest\x1a\x19.varangian.v1.AttendReply0\x01\x12@\n\x06Status\x12\x1b.varangian.v1.StatusRequest\x1a\x19.varangian.v1.StatusReply\x12\x43\n\x07Members\x12\x1c.varangian.v1.MembersRequest\x1a\x1a.varangian.v1.MembersReply\x12=\n\x05Leave\x12\x1a.varangian.v1.LeaveRequest\x1a\x18.varangian.v1.LeaveReply\x12=\n\x05\x45nrol\x12\x1a.varangian.v1.EnrolRequest\x1a\x18.varangian.v1.EnrolReplyb\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
 _builder.BuildTopDescriptorsAndMessages(DESCRIPTOR, 'varangian.protos.ps_pb2', _globals)
 if not _descriptor._USE_C_DESCRIPTORS:
   DESCRIPTOR._loaded_options = None
-  _globals['_DTYPE']._serialized_start=2117
-  _globals['_DTYPE']._serialized_end=2202
+  _globals['_DTYPE']._serialized_start=2161
+  _globals['_DTYPE']._serialized_end=2246
   _globals['_MANIFEST']._serialized_start=44
   _globals['_MANIFEST']._serialized_end=219
   _globals['_CHUNK']._serialized_start=221
@@ -44,41 +44,41 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_JOINREPLY']._serialized_start=376
   _globals['_JOINREPLY']._serialized_end=761
   _globals['_PULLREQUEST']._serialized_start=763
-  _globals['_PULLREQUEST']._serialized_end=828
-  _globals['_FINISHED']._serialized_start=830
-  _globals['_FINISHED']._serialized_end=856
-  _globals['_AGAIN']._serialized_start=858
-  _globals['_AGAIN']._serialized_end=865
-  _globals['_PULLREPLY']._serialized_start=868
-  _globals['_PULLREPLY']._serialized_end=1068
-  _globals['_PUSHREQUEST']._serialized_start=1071
-  _globals['_PUSHREQUEST']._serialized_end=1227
-  _globals['_PUSHREPLY']._serialized_start=1229
-  _globals['_PUSHREPLY']._serialized_end=1328
-  _globals['_DECLINEREQUEST']._serialized_start=1330
-  _globals['_DECLINEREQUEST']._serialized_end=1393
-  _globals['_DECLINEREPLY']._serialized_start=1395
-  _globals['_DECLINEREPLY']._serialized_end=1409
-  _globals['_ATTENDREQUEST']._serialized_start=1411
-  _globals['_ATTENDREQUEST']._serialized_end=1442
-  _globals['_ATTENDREPLY']._serialized_start=1444
-  _globals['_ATTENDREPLY']._serialized_end=1457
-  _globals['_STATUSREQUEST']._serialized_start=1459
-  _globals['_STATUSREQUEST']._serialized_end=1474
-  _globals['_STATUSREPLY']._serialized_start=1477
-  _globals['_STATUSREPLY']._serialized_end=1745
-  _globals['_MEMBERSREQUEST']._serialized_start=1747
-  _globals['_MEMBERSREQUEST']._serialized_end=1825
-  _globals['_MEMBERSREPLY']._serialized_start=1827
-  _globals['_MEMBERSREPLY']._serialized_end=1921
-  _globals['_LEAVEREQUEST']._serialized_start=1923
-  _globals['_LEAVEREQUEST']._serialized_end=1953
-  _globals['_LEAVEREPLY']._serialized_start=1955
-  _globals['_LEAVEREPLY']._serialized_end=1982
-  _globals['_ENROLREQUEST']._serialized_start=1984
-  _globals['_ENROLREQUEST']._serialized_end=2044
-  _globals['_ENROLREPLY']._serialized_start=2046
-  _globals['_ENROLREPLY']._serialized_end=2115
-  _globals['_PARAMETERSERVER']._serialized_start=2205
-  _globals['_PARAMETERSERVER']._serialized_end=2870
+  _globals['_PULLREQUEST']._serialized_end=842
+  _globals['_FINISHED']._serialized_start=844
+  _globals['_FINISHED']._serialized_end=870
+  _globals['_AGAIN']._serialized_start=872
+  _globals['_AGAIN']._serialized_end=879
+  _globals['_PULLREPLY']._serialized_start=882
+  _globals['_PULLREPLY']._serialized_end=1112
+  _globals['_PUSHREQUEST']._serialized_start=1115
+  _globals['_PUSHREQUEST']._serialized_end=1271
+  _globals['_PUSHREPLY']._serialized_start=1273
+  _globals['_PUSHREPLY']._serialized_end=1372
+  _globals['_DECLINEREQUEST']._serialized_start=1374
+  _globals['_DECLINEREQUEST']._serialized_end=1437
+  _globals['_DECLINEREPLY']._serialized_start=1439
+  _globals['_DECLINEREPLY']._serialized_end=1453
+  _globals['_ATTENDREQUEST']._serialized_start=1455
+  _globals['_ATTENDREQUEST']._serialized_end=1486
+  _globals['_ATTENDREPLY']._serialized_start=1488
+  _globals['_ATTENDREPLY']._serialized_end=1501
+  _globals['_STATUSREQUEST']._serialized_start=1503
+  _globals['_STATUSREQUEST']._serialized_end=1518
+  _globals['_STATUSREPLY']._serialized_start=1521
+  _globals['_STATUSREPLY']._serialized_end=1789
+  _globals['_MEMBERSREQUEST']._serialized_start=1791
+  _globals['_MEMBERSREQUEST']._serialized_end=1869
+  _globals['_MEMBERSREPLY']._serialized_start=1871
+  _globals['_MEMBERSREPLY']._serialized_end=1965
+  _globals['_LEAVEREQUEST']._serialized_start=1967
+  _globals['_LEAVEREQUEST']._serialized_end=1997
+  _globals['_LEAVEREPLY']._serialized_start=1999
+  _globals['_LEAVEREPLY']._serialized_end=2026
+  _globals['_ENROLREQUEST']._serialized_start=2028
+  _globals['_ENROLREQUEST']._serialized_end=2088
+  _globals['_ENROLREPLY']._serialized_start=2090
+  _globals['_ENROLREPLY']._serialized_end=2159
+  _globals['_PARAMETERSERVER']._serialized_start=2249
+  _globals['_PARAMETERSERVER']._serialized_end=2914
 # @@protoc_insertion_point(module_scope)

@@ -104,14 +104,16 @@ class JoinReply(_message.Message):
     def __init__(self, protocol: _Optional[int] = ..., run_id: _Optional[str] = ..., round: _Optional[int] = ..., chunk_bytes: _Optional[int] = ..., message_limit: _Optional[int] = ..., dtype: _Optional[_Union[Dtype, str]] = ..., data_port: _Optional[int] = ..., inline: bool = ..., epoch: _Optional[int] = ..., resumed_at: _Optional[int] = ..., checkpoint_every: _Optional[int] = ..., checkpoint_keep: _Optional[int] = ..., parent: _Optional[str] = ..., momentum: _Optional[float] = ..., deadline: _Optional[float] = ..., buffers: _Optional[int] = ..., fragments: _Optional[int] = ..., finished: _Optional[str] = ...) -> None: ...
 
 class PullRequest(_message.Message):
-    __slots__ = ("run_id", "after", "chunk_bytes")
+    __slots__ = ("run_id", "after", "chunk_bytes", "have")
     RUN_ID_FIELD_NUMBER: _ClassVar[int]
     AFTER_FIELD_NUMBER: _ClassVar[int]
     CHUNK_BYTES_FIELD_NUMBER: _ClassVar[int]
+    HAVE_FIELD_NUMBER: _ClassVar[int]
     run_id: str
     after: int
     chunk_bytes: int
-    def __init__(self, run_id: _Optional[str] = ..., after: _Optional[int] = ..., chunk_bytes: _Optional[int] = ...) -> None: ...
+    have: bytes
+    def __init__(self, run_id: _Optional[str] = ..., after: _Optional[int] = ..., chunk_bytes: _Optional[int] = ..., have: _Optional[bytes] = ...) -> None: ...
 
 class Finished(_message.Message):
     __slots__ = ("reason",)
@@ -124,18 +126,20 @@ class Again(_message.Message):
     def __init__(self) -> None: ...
 
 class PullReply(_message.Message):
-    __slots__ = ("manifest", "chunk", "finished", "again", "payload")
+    __slots__ = ("manifest", "chunk", "finished", "again", "payload", "since")
     MANIFEST_FIELD_NUMBER: _ClassVar[int]
     CHUNK_FIELD_NUMBER: _ClassVar[int]
     FINISHED_FIELD_NUMBER: _ClassVar[int]
     AGAIN_FIELD_NUMBER: _ClassVar[int]
     PAYLOAD_FIELD_NUMBER: _ClassVar[int]
+    SINCE_FIELD_NUMBER: _ClassVar[int]
     manifest: Manifest
     chunk: Chunk
     finished: Finished
     again: Again
     payload: bytes
-    def __init__(self, manifest: _Optional[_Union[Manifest, _Mapping]] = ..., chunk: _Optional[_Union[Chunk, _Mapping]] = ..., finished: _Optional[_Union[Finished, _Mapping]] = ..., again: _Optional[_Union[Again, _Mapping]] = ..., payload: _Optional[bytes] = ...) -> None: ...
+    since: int
+    def __init__(self, manifest: _Optional[_Union[Manifest, _Mapping]] = ..., chunk: _Optional[_Union[Chunk, _Mapping]] = ..., finished: _Optional[_Union[Finished, _Mapping]] = ..., again: _Optional[_Union[Again, _Mapping]] = ..., payload: _Optional[bytes] = ..., since: _Optional[int] = ...) -> None: ...
 
 class PushRequest(_message.Message):
     __slots__ = ("manifest", "chunk", "seal", "payload")

@@ -138,8 +138,12 @@ class PayloadSink:
             # it has written to would stay until the garbage collector finds it, many rounds later.
             self._memory, self._landed = _no_memory, None
 
-    def finish(self, content_digest: bytes) -> None:
+    def finish(self, content_digest: bytes, whole: memoryview | None = None) -> None:
         """There are no more bytes, and this is what the whole payload should hash to.
+
+        Args:
+            content_digest: what it should hash to.
+            whole: what should hash to it in place of the payload, which is a part of it.
 
         Raises:
             Refused: bytes are missing or are not those that were promised.
@@ -147,7 +151,8 @@ class PayloadSink:
         if not self.complete:
             raise Refused(Refusal.TOO_FEW_BYTES, f"Found {self.passed} of {self.size}.")
         check_digest(content_digest)
-        if (found := self._hash.digest()) != content_digest:
+        found = self._hash.digest() if whole is None else payload_digest(whole)
+        if found != content_digest:
             raise _damaged(found, content_digest)
 
 

@@ -49,6 +49,8 @@ class AnsweredPull:
     """The model; None when the worker should ask again."""
     delivered: bool = False
     """Whether all of it has been sent: a call that ends after that has it."""
+    have: bytes = b""
+    """The digest of the parameters that the worker says it holds; empty if it holds none."""
 
 
 class Pulls:

@@ -13,7 +13,7 @@ from varangian.protos.contract import Contract
 from varangian.protos.data_channel.connection import Transfer
 from varangian.protos.data_channel.encrypted_stream import PAYLOADS
 from varangian.protos.data_channel.tickets import DataTicket
-from varangian.protos.encoding import FLOAT32
+from varangian.protos.encoding import FLOAT32, Parts
 from varangian.protos.messages import CHUNK_BYTES, CHUNK_FLOOR
 from varangian.protos.network.chunk_size import ChunkSize
 from varangian.server.observability.traffic import Traffic
@@ -29,12 +29,28 @@ and the parameters are not in memory a second time."""
 
 
 class Broadcast:
-    """The messages of one snapshot: most are made once and shared by all pulls."""
+    """The messages of one snapshot: most are made once and shared by all pulls.
 
-    def __init__(self, contract: Contract, round: int, payload: memoryview, digest: bytes) -> None:
-        self.round = round
+    Args:
+        contract: what the run agreed on, as far as the payload goes.
+        round: of the snapshot.
+        payload: all parameters, or what has changed.
+        digest: of all parameters.
+        since: the round from which on the payload has the changes; None where it has all parameters.
+    """
+
+    def __init__(
+        self,
+        contract: Contract,
+        round: int,
+        payload: memoryview | Parts,
+        digest: bytes,
+        since: int | None = None,
+    ) -> None:
+        self.round, self.since, self.size = round, since, len(payload)
         self._payload = payload
-        self.manifest = ps_pb2.PullReply(manifest=contract.manifest(round, digest)).SerializeToString()
+        manifest = contract.manifest(round, digest)
+        self.manifest = ps_pb2.PullReply(manifest=manifest, since=since).SerializeToString()
         # Not a method of this object: that would be a circle, and what nobody needs any more would stay in
         # memory until the garbage collector finds it, many rounds later.
         self._shared: Callable[[int], bytes] = lru_cache(SHARED)(
@@ -44,7 +60,12 @@ class Broadcast:
     @cached_property
     def inline(self) -> bytes:
         """All of it in one message."""
-        return encode_inline(self.manifest, self._payload)
+        return encode_inline(self.manifest, self._payload[:])
+
+    def pieces(self) -> Iterator[memoryview]:
+        """The payload in pieces for a data connection."""
+        for start, stop in PAYLOADS.pieces(self.size, CHUNK_BYTES):
+            yield self._payload[start:stop]
 
     def messages(self, chunk_bytes: int = 0) -> Iterator[bytes]:
         """The manifest and the chunks.
@@ -55,7 +76,7 @@ class Broadcast:
         yield self.manifest
         pace, at = ChunkSize(), 0
         pace.size = min(max(chunk_bytes or CHUNK_BYTES, CHUNK_FLOOR), CHUNK_BYTES)
-        while at < len(self._payload):
+        while at < self.size:
             # Back to where the shared ones begin.
             size = min(pace.size, CHUNK_BYTES - at % CHUNK_BYTES)
             began = monotonic()
@@ -89,15 +110,42 @@ class Downloads:
         self._alive = alive
         self._sent, self._traffic = traffic.sent, traffic
         self._broadcast: Broadcast | None = None
+        self._changes: Broadcast | None = None
+        """Of the last round alone, for those who have the parameters before it."""
+        self._known: dict[bytes, int] = {}
+        """The last round with certain parameters, by their digest: of those that workers may hold and that
+        have a fragment in common with the newest."""
 
-    async def send_model(self, worker: str, pull: AnsweredPull, chunk_bytes: int, call: Call) -> None:
+    def for_pull(self, pull: AnsweredPull) -> Broadcast:
+        """The model of an answered pull: what has changed, for a worker that holds what went before."""
+        snapshot = pull.snapshot
+        assert snapshot is not None
+        shared, base = self._shared(snapshot), self._known.get(pull.have) if pull.have else None
+        if base is None or snapshot.round == 0:
+            return shared
+        # After a round without an update the last fragment comes once more, so that there is a payload.
+        since = min(base, snapshot.round - 1)
+        if not 0 < snapshot.round - since < self._contract.terms.fragments:
+            return shared
+        if (kept := self._changes) is not None and (kept.round, kept.since) == (snapshot.round, since):
+            return kept
+        contract = self._contract.of_changes(since, snapshot.round)
+        assert contract.slices is not None
+        parts = Parts(snapshot.payload, contract.slices)
+        made = Broadcast(contract, snapshot.round, parts, snapshot.digest, since)
+        if since == snapshot.round - 1 and shared is self._broadcast:
+            self._changes = made
+        return made
+
+    async def send_model(
+        self, worker: str, pull: AnsweredPull, sent: Broadcast, chunk_bytes: int, call: Call
+    ) -> None:
         """Send the model of an answered pull, or say midway that there is a newer one to ask for.
 
         Raises:
             Refused: the other end lets us wait.
         """
-        assert pull.snapshot is not None
-        round, messages = pull.snapshot.round, self._shared(pull.snapshot).messages(chunk_bytes)
+        round, messages = sent.round, sent.messages(chunk_bytes)
         async with calls.idle_timeout(self._idle) as timer:
             for message, pull.delivered in mark_last(messages):
                 self._alive(worker)
@@ -111,27 +159,27 @@ class Downloads:
 
     def inline(self, pull: AnsweredPull) -> bytes:
         """The model of an answered pull in one message, which is on its way from now on."""
-        assert pull.snapshot is not None
+        sent = self.for_pull(pull)
         pull.delivered = True
-        self._sent["grpc"] += len(pull.snapshot.payload)
-        return self._shared(pull.snapshot).inline
+        self._sent["grpc"] += sent.size
+        return sent.inline
 
-    async def send_beside(self, worker: str, pull: AnsweredPull, ticket: DataTicket, call: Call) -> None:
+    async def send_beside(
+        self, worker: str, pull: AnsweredPull, sent: Broadcast, ticket: DataTicket, call: Call
+    ) -> None:
         """Send the model with its payload on the data connection whose other end has the ticket.
 
         Raises:
             Refused: the other end lets us wait, or hangs up.
         """
-        snapshot = pull.snapshot
-        assert snapshot is not None
         ready = (metadata_keys.READY, ticket.text)
-        await call.send_initial_metadata((ready, *self._trace(snapshot.round)))
-        await self.send_message(self._shared(snapshot).manifest, call)
+        await call.send_initial_metadata((ready, *self._trace(sent.round)))
+        await self.send_message(sent.manifest, call)
         async with calls.idle_timeout(self._idle) as timer:
             with calls.refuse_if_cut():
                 connection = await timer.wait(ticket.connection())
-                transfer = Transfer(pieces(snapshot.payload))
-                while not transfer.done and not self._pulls.over(worker, snapshot.round):
+                transfer = Transfer(sent.pieces())
+                while not transfer.done and not self._pulls.over(worker, sent.round):
                     await timer.wait(connection.ready())
                     self._sent["data"] += await connection.send(transfer)
                     self._alive(worker)
@@ -164,13 +212,17 @@ class Downloads:
             return self._broadcast
         made = Broadcast(self._contract, snapshot.round, snapshot.payload, snapshot.digest)
         if self._broadcast is None or self._broadcast.round < snapshot.round:
-            self._broadcast = made
+            self._broadcast, self._changes = made, None
+            self._note(snapshot)
         return made
 
-
-def pieces(payload: memoryview) -> Iterator[memoryview]:
-    for start, stop in PAYLOADS.pieces(len(payload), CHUNK_BYTES):
-        yield payload[start:stop]
+    def _note(self, snapshot: Snapshot) -> None:
+        """Note that workers may hold these parameters from now on."""
+        if (count := self._contract.terms.fragments) > 1:
+            known = {
+                digest: round for digest, round in self._known.items() if snapshot.round - round < count
+            }
+            self._known = {**known, snapshot.digest: snapshot.round}
 
 
 def mark_last(messages: Iterable[bytes]) -> Iterator[tuple[bytes, bool]]:
@@ -183,5 +235,5 @@ def mark_last(messages: Iterable[bytes]) -> Iterator[tuple[bytes, bool]]:
         message = following
 
 
-def _make_message(payload: memoryview, size: int, at: int) -> bytes:
+def _make_message(payload: memoryview | Parts, size: int, at: int) -> bytes:
     return encode_chunk(at, payload[at : at + size])

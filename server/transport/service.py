@@ -20,7 +20,7 @@ from varangian.protos.contract import Contract, check_protocol, check_run
 from varangian.protos.data_channel.associated_data import AssociatedData
 from varangian.protos.data_channel.listener import DataListener
 from varangian.protos.data_channel.tickets import DataTicket
-from varangian.protos.encoding import WIRE
+from varangian.protos.encoding import WIRE, check_digest
 from varangian.protos.errors import Refused
 from varangian.protos.identity.certificate import PeerCertificate
 from varangian.protos.messages import JOIN_LIMIT, MESSAGE_LIMIT, PROTOCOL
@@ -231,8 +231,11 @@ class Service:
             async with self._requests.reading(worker):
                 request = await calls.read_request(ps_pb2.PullRequest, call, self._limits.idle)
             check_run(self._contract.run_id, request.run_id)
+            if request.have:
+                check_digest(request.have)
             pulls, patience = self._coordinator.pulls, self._limits.patience
             async with pulls.answered(worker, request.after, patience) as pull:
+                pull.have = request.have
                 return await answer(worker, pull, request.chunk_bytes, call)
 
     async def _send_model(self, worker: str, pull: AnsweredPull, chunk_bytes: int, call: Call) -> None:
@@ -241,17 +244,14 @@ class Service:
             if message is not None:
                 await self._downloads.send_message(message, call)
                 return
-        snapshot = pull.snapshot
-        assert snapshot is not None
-        transfer = AssociatedData(
-            PROTOCOL, "pull", self._contract.run_id, snapshot.round, worker, len(snapshot.payload)
-        )
-        with self._traffic.pull(worker, snapshot.round), self._ticket(transfer, call) as ticket:
+        sent = self._downloads.for_pull(pull)
+        transfer = AssociatedData(PROTOCOL, "pull", self._contract.run_id, sent.round, worker, sent.size)
+        with self._traffic.pull(worker, sent.round), self._ticket(transfer, call) as ticket:
             if ticket is None:
-                await self._downloads.tell_trace(snapshot.round, call)
-                await self._downloads.send_model(worker, pull, chunk_bytes, call)
+                await self._downloads.tell_trace(sent.round, call)
+                await self._downloads.send_model(worker, pull, sent, chunk_bytes, call)
             else:
-                await self._downloads.send_beside(worker, pull, ticket, call)
+                await self._downloads.send_beside(worker, pull, sent, ticket, call)
         if pull.delivered:
             self._door.calls.give(worker)
 

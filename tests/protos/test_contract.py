@@ -145,3 +145,17 @@ def test_a_push_of_a_run_with_fragments_has_those_of_its_round():
     assert Terms.of(ps_pb2.JoinReply()).fragments == 1
     check_fragments(layout, 3)
     assert refused(check_fragments, layout, 4) is Refusal.MALFORMED
+
+
+def test_changes_between_two_rounds_have_the_fragments_of_these():
+    layout = Layout((("a", (4, 3)), ("b", (5,)), ("c", (6,))))
+    contract = Contract("run-1", layout, terms=Terms(fragments=3))
+    for since, round, slices in ((0, 1, [slice(0, 12)]), (4, 6, [slice(12, 23)]), (2, 4, None)):
+        part = contract.of_changes(since, round)
+        assert part.slices == (slices or [slice(0, 17)])
+        part.check(part.manifest(round, DIGEST))
+        assert refused(part.check, contract.manifest(round, DIGEST)) is Refusal.NUMEL
+    assert contract.slices is None
+    for since, round in ((3, 3), (4, 3), (0, 3), (0, 2**63)):
+        assert refused(contract.of_changes, since, round) is Refusal.MALFORMED
+    assert refused(Contract("run-1", layout).of_changes, 0, 1) is Refusal.MALFORMED

@@ -412,6 +412,7 @@ class Client:
             run_id=self._contract.run_id,
             after=after if self._again is None else min(after, self._again),
             chunk_bytes=self._incoming.chunk_bytes,
+            have=self._incoming.have if self.terms.fragments > 1 else b"",
         )
         receive = self._receive_inline if self._in_one_message else self._receive_stream
         first, parameters = await receive(request.SerializeToString())
@@ -431,9 +432,10 @@ class Client:
             data = await message(call, timer)
             await self._look_for_trace(call)
             first = decode_message(ps_pb2.PullReply, data or b"", MANIFEST_LIMIT)
-            if data is None or not self._has_model(first):
+            if data is None or (sent := self._sent(first)) is None:
                 return first, None
-            return first, await self._incoming.receive(call, self.name, first.manifest, timer, leased)
+            given = (call, self.name, first.manifest, timer, leased)
+            return first, await self._incoming.receive(*given, sent.slices)
 
     async def _receive_inline(self, request: bytes) -> tuple[ps_pb2.PullReply, Tensor | None]:
         try:
@@ -448,7 +450,8 @@ class Client:
             self._inline = False
             raise TransientError(failed) from None
         first = decode_message(ps_pb2.PullReply, data, MANIFEST_LIMIT + self._contract.size)
-        return first, self._incoming.inline(first) if self._has_model(first) else None
+        sent = self._sent(first)
+        return first, None if sent is None else self._incoming.inline(first, sent.slices)
 
     async def _look_for_trace(self, call: Any) -> None:
         """Keep what a call that was answered says of the span of its round."""
@@ -460,17 +463,22 @@ class Client:
     def _in_one_message(self) -> bool:
         return self._inline and self._now() >= self._inline_from
 
-    def _has_model(self, first: ps_pb2.PullReply) -> bool:
-        """Whether this is the beginning of a model.
+    def _sent(self, first: ps_pb2.PullReply) -> Contract | None:
+        """What is sent after this message, or with it; None where it is not the beginning of a model.
 
         Raises:
-            Refused: it is that of another one.
+            Refused: it is that of another one, or changes that were not asked for.
         """
         if first.HasField("finished") or first.HasField("again"):
-            return False
-        self._contract.check(first.manifest)
-        check_round(first.manifest.round)
-        return True
+            return None
+        contract, round = self._contract, first.manifest.round
+        if first.HasField("since"):
+            if not self._incoming.have:
+                raise Refused(Refusal.MALFORMED, f"Found changes since round {first.since}, of nothing.")
+            contract = contract.of_changes(first.since, round)
+        contract.check(first.manifest)
+        check_round(round)
+        return contract
 
     async def _exchange(self, begin: Callable[..., Any], request: bytes) -> bytes:
         """A message in each direction.

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Sequence
 from functools import partial
 from time import monotonic
 from typing import Any
@@ -15,7 +15,7 @@ from varangian.protos import ps_pb2
 from varangian.protos.chunks import decode_chunk
 from varangian.protos.data_channel.associated_data import AssociatedData
 from varangian.protos.data_channel.connection import TURN_BYTES, DataConnection, DataConnectionError
-from varangian.protos.encoding import encode_vector
+from varangian.protos.encoding import Parts, encode_vector
 from varangian.protos.errors import Refused
 from varangian.protos.messages import CHUNK_BYTES, CHUNK_FLOOR, MANIFEST_LIMIT, decode_message
 from varangian.protos.metadata_keys import READY
@@ -32,6 +32,8 @@ class Incoming:
         self._numel = numel
         self._memory: tuple[Tensor, memoryview] | None = None
         """The parameters, and the same as bytes."""
+        self.have = b""
+        """The digest of the parameters that are there as they were pulled; empty if there are none."""
         self.chunk_bytes = CHUNK_FLOOR
         """How large the first chunks should be; 0 on a connection that has proved fast enough for any."""
 
@@ -42,8 +44,17 @@ class Incoming:
         manifest: ps_pb2.Manifest,
         timer: IdleTimeout,
         leased: LeasedConnection,
+        slices: Sequence[slice] | None = None,
     ) -> Tensor | None:
         """Receive the payload of a download; None when the server says to ask again.
+
+        Args:
+            call: which is on its way.
+            worker: whose.
+            manifest: what it said of the payload.
+            timer: for silence.
+            leased: the connection beside it.
+            slices: where the numbers of the payload belong, if they are not all.
 
         Raises:
             Refused: when it is not what the manifest said.
@@ -51,7 +62,7 @@ class Incoming:
             DataConnectionError: the connection failed and the call did not.
         """
         began, shown, (parameters, row) = monotonic(), None, self._parameters()
-        download = Download(row)
+        self.have, download = b"", Download(_sink(row, slices))
         if leased.headers:
             shown = leased.parse_ready((await timer.wait(call.initial_metadata())).get(READY))
         if shown is None:
@@ -63,17 +74,32 @@ class Incoming:
             )
         if not came:
             return None
-        download.sink.finish(manifest.content_digest)
-        self._set_chunk_size(self._numel * 4, monotonic() - began)
+        if slices is None:
+            download.sink.finish(manifest.content_digest)
+        else:  # the digest is that of all numbers: those that have come, and those that were there
+            await asyncio.to_thread(download.sink.finish, manifest.content_digest, row)
+        self.have = manifest.content_digest
+        self._set_chunk_size(download.sink.size, monotonic() - began)
         return parameters
 
-    def inline(self, reply: ps_pb2.PullReply) -> Tensor:
+    def inline(self, reply: ps_pb2.PullReply, slices: Sequence[slice] | None = None) -> Tensor:
         """The payload of a download that came in one message with its manifest.
+
+        Args:
+            reply: the message.
+            slices: as of `receive`.
 
         Raises:
             Refused: when it is not what the manifest said.
         """
         parameters, row = self._parameters()
+        self.have = b""
+        if slices is not None:
+            sink = _sink(row, slices)
+            sink.add(0, reply.payload)
+            sink.finish(reply.manifest.content_digest, row)
+            self.have = reply.manifest.content_digest
+            return parameters
 
         def store(payload: bytes | memoryview) -> None:
             row[:] = payload
@@ -81,6 +107,7 @@ class Incoming:
         PayloadSink(len(row), lambda at: row[at:]).take_whole(
             reply.payload, reply.manifest.content_digest, store
         )
+        self.have = reply.manifest.content_digest
         return parameters
 
     def stalled(self) -> None:
@@ -99,11 +126,19 @@ class Incoming:
         self.chunk_bytes = 0 if rate >= CHUNK_BYTES else max(CHUNK_FLOOR, rate)
 
 
+def _sink(row: memoryview, slices: Sequence[slice] | None) -> PayloadSink:
+    """What takes a payload to its place in the parameters."""
+    if slices is None:
+        return PayloadSink(len(row), lambda at: row[at:])
+    parts = Parts(row, slices)
+    return PayloadSink(len(parts), parts.rest)
+
+
 class Download:
     """One payload being received, in either way; False when the server says to ask again."""
 
-    def __init__(self, row: memoryview) -> None:
-        self.sink = PayloadSink(len(row), lambda at: row[at:])
+    def __init__(self, sink: PayloadSink) -> None:
+        self.sink = sink
 
     async def receive_chunks(self, call: Any, timer: IdleTimeout) -> bool:
         """Receive it as chunks over gRPC."""

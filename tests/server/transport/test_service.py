@@ -270,6 +270,21 @@ async def test_a_round_with_three_workers():
         assert (status.workers, status.present) == (3, 3)
 
 
+async def test_what_a_worker_says_it_holds_is_compared_with_what_the_server_knows():
+    async with world() as this, this.raw("w00") as a:
+        request = {"run_id": "run-1", "after": -1}
+        for have in (payload_digest(ZEROS), bytes(16)):
+            data = ps_pb2.PullRequest(**request, have=have).SerializeToString()
+            call = a.calls["Pull"](data, metadata=a.identity)
+            first, *chunks = [ps_pb2.PullReply.FromString(part) async for part in call]
+            assert not first.HasField("since")
+            assert b"".join(part.chunk.data for part in chunks) == ZEROS
+        for have in (b"\0", bytes(17), bytes(1000)):
+            data = ps_pb2.PullRequest(**request, have=have).SerializeToString()
+            async with refusal(INVALID, "DIGEST_SIZE"):
+                await a.calls["PullInline"](data, metadata=a.identity)
+
+
 async def test_a_push_is_told_the_weight_of_the_last_row_of_its_worker():
     async with world() as this, this.raw("w00") as a, this.raw("w01") as b, this.raw("w02") as c:
         first = [await worker.push(0, torch.ones(8) * k) for k, worker in enumerate((a, b, c))]

@@ -28,7 +28,7 @@ from tests.worker.transport.script import (
 )
 
 from varangian.protos import ps_pb2
-from varangian.protos.contract import Contract
+from varangian.protos.contract import Contract, Terms
 from varangian.protos.encoding import encode_vector, payload_digest
 from varangian.protos.layout import Layout
 from varangian.protos.messages import CHUNK_FLOOR, PROTOCOL
@@ -288,6 +288,109 @@ async def test_a_damaged_download_is_tried_again():
     async with joined(script) as client:
         assert torch.equal((await client.pull(-1)).parameters, VECTOR)
         assert len(client.naps) == 2
+
+
+def changes(script, **told):
+    """A pull that is answered with the bias alone, of a run in which that is fragment 1."""
+
+    async def step(request, context):
+        whole = encode_vector(VECTOR)
+        contract = script.contract.of_changes(5, 6)
+        manifest = contract.manifest(6, payload_digest(whole))
+        known = {"since": 5} | {key: told[key] for key in ("since", "payload") if key in told}
+        for field in ("round", "numel", "content_digest"):
+            setattr(manifest, field, told.get(field, getattr(manifest, field)))
+        payload = known.pop("payload", whole[24:])
+        await context.write(ps_pb2.PullReply(manifest=manifest, since=known["since"]))
+        for chunk in cut_chunks(payload):
+            await context.write(ps_pb2.PullReply.FromString(chunk))
+
+    return step
+
+
+def split_script(*steps, fragments=2):
+    script = Script()
+    script.contract = Contract("run-1", LAYOUT, terms=Terms(fragments=2))
+
+    async def welcome(request, context):
+        reply = await script.welcome(request, context)
+        reply.fragments = fragments
+        return reply
+
+    async def before(request, context):
+        await script.send(context, torch.cat([VECTOR[:6], -VECTOR[6:]]), round=5)
+
+    script.steps["Join"], script.steps["Pull"] = [welcome], [before, *steps, script.parameters]
+    return script
+
+
+async def test_changes_are_put_into_the_parameters_that_are_there():
+    script = split_script()
+    script.steps["Pull"][1:] = [changes(script)]
+    async with joined(script) as client:
+        first = (await client.pull(-1)).parameters.clone()
+        assert not torch.equal(first, VECTOR)
+        pulled = await client.pull(5)
+        assert (pulled.round, torch.equal(pulled.parameters, VECTOR)) == (6, True)
+        assert [request.have for request in script.seen["Pull"]] == [
+            b"",
+            payload_digest(encode_vector(first)),
+        ]
+
+
+@pytest.mark.parametrize(
+    "told",
+    [
+        {"content_digest": bytes(16)},
+        {"payload": bytes(8)},
+        {"payload": encode_vector(VECTOR)[28:]},
+    ],
+    ids=["digest", "bytes", "cut"],
+)
+async def test_who_ends_with_other_parameters_than_the_server_pulls_all_of_them(told):
+    script = split_script()
+    script.steps["Pull"][1:] = [changes(script, **told), script.parameters]
+    async with joined(script) as client:
+        await client.pull(-1)
+        assert torch.equal((await client.pull(5)).parameters, VECTOR)
+        assert [bool(request.have) for request in script.seen["Pull"]] == [False, True, False]
+
+
+@pytest.mark.parametrize(
+    ("told", "words"),
+    [
+        ({"since": 6}, "changes from round 6 to 6 in a run with 2"),
+        ({"since": 2**64 - 1}, "in a run with 2 fragments"),
+        ({"since": 4}, "changes from round 4 to 6"),
+        ({"numel": 8}, "Found 8 numbers where fragment 1 has 2"),
+        ({"numel": 2**63}, "where fragment 1 has 2"),
+        ({"payload": bytes(36)}, "the 8 that were promised"),
+        ({"round": 2**64 - 1, "since": 2**64 - 2}, "Found 2 numbers where fragment 0 has 6"),
+    ],
+)
+async def test_changes_are_checked_before_they_are_taken(told, words):
+    script = split_script()
+    script.steps["Pull"][1:] = [changes(script, **told)]
+    async with joined(script) as client:
+        await client.pull(-1)
+        with pytest.raises(ClientError, match=words):
+            await client.pull(5)
+
+
+async def test_changes_that_nobody_has_asked_for_are_refused():
+    script = split_script()
+    script.steps["Pull"] = [changes(script)]
+    async with joined(script) as client:
+        with pytest.raises(ClientError, match="Found changes since round 5, of nothing"):
+            await client.pull(-1)
+
+
+async def test_without_fragments_nobody_says_what_it_has():
+    script = split_script(fragments=0)
+    async with joined(script) as client:
+        await client.pull(-1)
+        await client.pull(5)
+        assert [request.have for request in script.seen["Pull"]] == [b"", b""]
 
 
 @pytest.mark.parametrize(
