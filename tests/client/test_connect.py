@@ -122,6 +122,13 @@ def test_a_token_comes_from_the_argument_or_the_environment(tmp_path):
             {"token": DIGITS, "name": "w0", "server": "far.example:1"},
             "`certs` is needed beyond this machine: without TLS anybody",
         ),
+        ({"token": 3}, "`token` should be a text, NAME:DIGITS. Found int"),
+        ({"token": DIGITS, "name": 3}, "`name` should be a text, that of the worker. Found 3"),
+        (
+            {"token": DIGITS, "name": "w0", "insecure": "no"},
+            "`insecure` should be True or False. Found 'no'",
+        ),
+        ({"certs": b"w00"}, "`certs` should be a path. Found b'w00'"),
         ({"VARANGIAN_TOKEN_FILE": "/no/such"}, "/no/such should be readable"),
         ({"VARANGIAN_TOKEN_FILE": "x", "VARANGIAN_TOKEN": "x"}, "should not be set both"),
         ({"certs": "/no/such"}, "`certs` cannot be used. /no/such"),
@@ -133,6 +140,12 @@ def test_what_proves_nothing_is_an_error_of_one_sentence(given, says):
     with pytest.raises(ClientError, match=says) as caught:
         who(**given)
     assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("value", [3, b"x", [1]])
+def test_a_folder_of_states_is_a_path(value):
+    with pytest.raises(ClientError, match="`state` should be a path"):
+        connect("127.0.0.1:1", model(), name="w0", token=DIGITS, state=value)
 
 
 def test_a_folder_of_bundles_needs_a_name(bundles):

@@ -280,10 +280,19 @@ def test_arguments():
     with serving(module) as rig, rig.connect(module) as worker:
         for wrong, says in [
             ({"every": 0}, "`every` should be a number of inner steps, at least 1. Found 0"),
-            ({"every": 4, "delay": 4}, "`delay` should be from 0 to below `every`, 4. Found 4"),
-            ({"every": 4, "delay": 1, "alpha": 1.0}, "`alpha` should be at least 0 and less than 1"),
+            (
+                {"every": 4, "delay": 4},
+                "`delay` should be a number of inner steps from 0 to below `every`, 4. Found 4",
+            ),
+            ({"every": 4, "delay": 1, "alpha": 1.0}, "`alpha` should be a number from 0 to below 1"),
+            ({"every": 4, "delay": None}, "`delay` should be a number of inner steps"),
+            ({"every": 4, "delay": 0.5}, "`delay` should be a number of inner steps"),
+            ({"every": 4, "alpha": "half"}, "`alpha` should be a number from 0 to below 1. Found 'half'"),
+            ({"every": 4, "momentum": 0.9}, "`momentum` should be True or False. Found 0.9"),
         ]:
             with pytest.raises(ClientError, match=says):
                 varangian.outer(module, worker, **wrong)
         with pytest.raises(ClientError, match="the one that the worker was connected with"):
             varangian.outer(model(), worker, every=1)
+        with pytest.raises(ClientError, match=r"returns. Found str"):
+            varangian.outer(module, "w00", every=1)

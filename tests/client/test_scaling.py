@@ -117,6 +117,19 @@ def test_a_scaler_that_is_used_otherwise_is_an_error():
             worker.push(scaler=scale)
 
 
+def test_what_is_no_scaler_is_an_error():
+    module = model()
+    with serving(module) as rig, rig.connect(module) as worker:
+        worker.pull()
+        loss_of(module).backward()
+        for act in (worker.push, worker.push_async):
+            with pytest.raises(ClientError, match=r"`scaler` should be a torch.amp.GradScaler. Found int"):
+                act(scaler=3)
+        with pytest.raises(ClientError, match=r"torch.amp.GradScaler. Found NoneType"):
+            worker.unscale_(None)
+        assert worker.push()  # the round is still to be answered
+
+
 def test_a_scaler_that_is_disabled_changes_nothing():
     module, scale = model(), scaler(enabled=False)
     with serving(module) as rig, rig.connect(module) as worker:

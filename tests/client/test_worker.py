@@ -99,7 +99,7 @@ def test_gradients_of_several_batches_add_up_and_can_be_divided():
         total = flat_gradient(module)
         worker.push(divide=2)
         worker.pull()
-        with pytest.raises(ClientError, match=r"`divide` should be a number above 0. Found 0"):
+        with pytest.raises(ClientError, match=r"`divide` should be a finite number above 0. Found 0"):
             worker.push(divide=0)
     assert torch.equal(rig.rows[0]["w00"], total / 2)
 

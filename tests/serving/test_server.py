@@ -244,6 +244,32 @@ def test_tokens_are_those_of_the_command(monkeypatch, tmp_path):
         server.token("carol")
     with pytest.raises(RunError, match="at least 16 bytes"):
         varangian.Server(net(), secret="short")
+    with pytest.raises(RunError, match=r"`secret` should be a text or bytes. Found int"):
+        varangian.Server(net(), secret=20)  # which bytes() makes 20 zeros of
+
+
+@pytest.mark.parametrize(
+    ("wrong", "says"),
+    [
+        ({"address": 50051}, r"address: should be a text, HOST:PORT. Found 50051"),
+        ({"certs": 3}, "certs: should be a path. Found 3"),
+        ({"folder": b"runs"}, "folder: should be a path"),
+        ({"resume": 3}, "resume: should be a path, True or False. Found 3"),
+        ({"insecure": "no"}, "insecure: should be True or False. Found 'no'"),
+        ({"force": 1}, "force: should be True or False. Found 1"),
+        ({"note": "x"}, "note: should be a function"),
+        ({"ready": 3}, "ready: should be a function"),
+        ({"format": "pretty"}, "format: should be one of auto, .* Found 'pretty'"),
+    ],
+)
+def test_arguments_of_a_wrong_type_are_named_and_the_server_can_still_serve(wrong, says, tmp_path):
+    server = varangian.Server(net(), workers=1, f=0, rounds=1, aggregator="mean")
+    with pytest.raises(ConfigError, match=says):
+        server.serve(**{"address": "127.0.0.1:0", "folder": tmp_path / "run"} | wrong)
+    if not {"ready", "format"} & wrong.keys():
+        with pytest.raises(ConfigError, match=says):
+            server.start(**{"address": "127.0.0.1:0", "folder": tmp_path / "run"} | wrong)
+    assert not server._serving.locked()
 
 
 def test_a_blocking_server_is_stopped_from_on_round_and_serves_again(tmp_path, capsys):

@@ -13,7 +13,7 @@ from torch import nn
 
 from varangian.client.async_worker import AsyncWorker, Connecting
 from varangian.client.background import Background
-from varangian.client.credentials import credentials
+from varangian.client.credentials import credentials, path_of
 from varangian.client.exchange import Exchange, wait
 from varangian.client.memory import MomentumMemory
 from varangian.client.model import ModelVector
@@ -130,7 +130,7 @@ class Opening:
         self._proof: Proof
         self._name, self._proof = credentials(server, certs, name, token, insecure)
         self._model = ModelVector(model)
-        self._folders = state_folders(None if state is None else os.fspath(state))
+        self._folders = state_folders(None if state is None else path_of("state", state))
         self._background = Background.shared()
         self._opened: Session | None = None
 

@@ -43,8 +43,14 @@ def credentials(
     Raises:
         ClientError: there are none, or they cannot be used.
     """
-    if not isinstance(server, str):  # pyright: ignore[reportUnnecessaryIsInstance]
-        raise ClientError(f"`server` should be a text, HOST:PORT. Found {server!r}.")
+    check_text("server", server, "HOST:PORT")
+    if name is not None:
+        check_text("name", name, "that of the worker")
+    if token is not None:
+        check_text("token", token, "NAME:DIGITS", shown=False)
+    if not isinstance(insecure, bool):  # pyright: ignore[reportUnnecessaryIsInstance]
+        raise ClientError(f"`insecure` should be True or False. Found {insecure!r}.")
+    certs = None if certs is None else path_of("certs", certs)
     try:
         host, _ = parse_address(server)
     except AddressError as error:
@@ -60,6 +66,35 @@ def credentials(
     if problem := lacking_tls(chosen, host, "pass insecure=True"):
         raise ClientError(f"`certs` {problem.rule}. Found none for {server}. {problem.hint}")
     return found
+
+
+def check_text(argument: str, value: object, what: str, shown: bool = True) -> None:
+    """See that an argument is a text.
+
+    Args:
+        argument: its name.
+        value: of the argument.
+        what: it should be.
+        shown: whether others may see it.
+
+    Raises:
+        ClientError: it is none.
+    """
+    if not isinstance(value, str):
+        found = repr(value) if shown else type(value).__name__
+        raise ClientError(f"`{argument}` should be a text, {what}. Found {found}.")
+
+
+def path_of(argument: str, value: object) -> str:
+    """A path that is an argument.
+
+    Raises:
+        ClientError: it is none.
+    """
+    path = os.fspath(value) if isinstance(value, str | os.PathLike) else None
+    if not isinstance(path, str):
+        raise ClientError(f"`{argument}` should be a path. Found {value!r}.")
+    return path
 
 
 def of_bundle(certs: Path, name: str | None) -> tuple[str, Proof]:

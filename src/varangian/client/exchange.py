@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import logging
 import os
+import sys
 import time
 import weakref
 from collections.abc import Coroutine
@@ -37,6 +38,7 @@ if TYPE_CHECKING:
 log = logging.getLogger(__name__)
 T = TypeVar("T")
 
+LARGEST = sys.float_info.max
 END = 5.0
 """Seconds that a connection has to close."""
 OVERFLOW = (
@@ -161,8 +163,8 @@ class Exchange:
             plain: whether it goes without worker momentum.
         """
         given = self._open_round("push()")
-        if not (isinstance(divide, Real) and divide > 0):
-            raise ClientError(f"`divide` should be a number above 0. Found {divide!r}.")
+        if not (isinstance(divide, Real) and 0 < divide <= LARGEST):
+            raise ClientError(f"`divide` should be a finite number above 0. Found {divide!r}.")
         if vector is None:
             flat, unused = self.model.gradient()
             self._say_unused(unused)

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from concurrent.futures import Future
 from dataclasses import dataclass
+from numbers import Real
 from types import TracebackType
 
 from torch import Tensor, nn
@@ -73,13 +74,20 @@ def outer(
     Raises:
         ClientError: an argument cannot be used.
     """
+    if not isinstance(worker, Worker):  # pyright: ignore[reportUnnecessaryIsInstance]
+        found = type(worker).__name__
+        raise ClientError(f"`worker` should be what varangian.connect() returns. Found {found}.")
     exchange = worker.exchange
     if not isinstance(every, int) or every < 1:  # pyright: ignore[reportUnnecessaryIsInstance]
         raise ClientError(f"`every` should be a number of inner steps, at least 1. Found {every!r}.")
-    if not 0 <= delay < every:
-        raise ClientError(f"`delay` should be from 0 to below `every`, {every}. Found {delay!r}.")
-    if not 0 <= alpha < 1:
-        raise ClientError(f"`alpha` should be at least 0 and less than 1. Found {alpha!r}.")
+    if not (isinstance(delay, int) and 0 <= delay < every):  # pyright: ignore[reportUnnecessaryIsInstance]
+        raise ClientError(
+            f"`delay` should be a number of inner steps from 0 to below `every`, {every}. Found {delay!r}."
+        )
+    if not (isinstance(alpha, Real) and 0 <= alpha < 1):
+        raise ClientError(f"`alpha` should be a number from 0 to below 1. Found {alpha!r}.")
+    if not isinstance(momentum, bool):  # pyright: ignore[reportUnnecessaryIsInstance]
+        raise ClientError(f"`momentum` should be True or False. Found {momentum!r}.")
     count = worker.terms.fragments
     if every % count:
         rule = f"`every` should be a multiple of the {count} fragments of the run"

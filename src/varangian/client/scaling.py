@@ -39,9 +39,9 @@ class Unscaling:
         """Unscale a vector in place, unless the gradients that it was made from have been unscaled.
 
         Raises:
-            ClientError: the scaler was not used for the loss, or not updated after the last push.
+            ClientError: it is no scaler, was not used for the loss, or not updated after the last push.
         """
-        if not scaler.is_enabled():
+        if not is_enabled(scaler):
             return
         known = states(scaler)
         if known is not None and known is self._pushed:
@@ -58,7 +58,7 @@ class Unscaling:
         Raises:
             ClientError: as above, or torch does not unscale gradients of this type.
         """
-        if scaler.is_enabled():
+        if is_enabled(scaler):
             self._unscale(scaler, parameters)
 
     def _unscale(self, scaler: GradScaler, parameters: Sequence[nn.Parameter]) -> None:
@@ -77,6 +77,18 @@ class Unscaling:
             ) from None
         finally:
             self._held.param_groups = []
+
+
+def is_enabled(scaler: GradScaler) -> bool:
+    """Whether there is a scale to undo.
+
+    Raises:
+        ClientError: it is no scaler.
+    """
+    enabled: object = getattr(scaler, "is_enabled", None)
+    if not callable(enabled) or not callable(getattr(scaler, "unscale_", None)):
+        raise ClientError(f"`scaler` should be a torch.amp.GradScaler. Found {type(scaler).__name__}.")
+    return bool(enabled())
 
 
 def states(scaler: GradScaler) -> Any:

@@ -37,7 +37,7 @@ from varangian.server.observability.record import RoundRecord
 from varangian.server.training.optimizers import OptimizerFactory, OwnOptimizer, SchedulerFactory
 from varangian.serving.own_module import Evaluate, OwnModule
 from varangian.serving.running import Running
-from varangian.serving.settings import bind_settings, settings_from
+from varangian.serving.settings import bind_settings, check_arguments, settings_from
 from varangian.serving.work import Work
 from varangian.worker.training.buffers.vector import BufferMode
 
@@ -218,6 +218,17 @@ class Server:
             ConfigError: with every problem found in the settings.
             RunError: the run cannot be started, or cannot go on.
         """
+        check_arguments(
+            address,
+            certs=certs,
+            insecure=insecure,
+            folder=folder,
+            resume=resume,
+            force=force,
+            note=note,
+            ready=ready,
+            format=format,
+        )
         try:
             work = self._work(address, certs, insecure, folder, resume, force, note)
         except _OverError as over:
@@ -265,6 +276,9 @@ class Server:
             ConfigError: with every problem found in the settings.
             RunError: the run cannot be started, or cannot go on; or it has no rounds left.
         """
+        check_arguments(
+            address, certs=certs, insecure=insecure, folder=folder, resume=resume, force=force, note=note
+        )
         work = self._work(address, certs, insecure, folder, resume, force, note)
         try:
             return Running(work, self.token)
@@ -380,7 +394,7 @@ def _secret(given: str | bytes | None) -> bytes:
     """The secret that tokens are made with.
 
     Raises:
-        RunError: it is too short.
+        RunError: it is too short, or none.
     """
     if given is None and not {SECRET, f"{SECRET}_FILE"} & os.environ.keys():
         return secrets.token_bytes(32)
@@ -389,7 +403,9 @@ def _secret(given: str | bytes | None) -> bytes:
             return secret()
         except CommandError as error:
             raise RunError(str(error)) from error
-    key = given.encode() if isinstance(given, str) else bytes(given)
+    if not isinstance(given, str | bytes):  # pyright: ignore[reportUnnecessaryIsInstance]
+        raise RunError(f"`secret` should be a text or bytes. Found {type(given).__name__}.")
+    key = given.encode() if isinstance(given, str) else given
     if len(key) < SECRET_BYTES:
         raise RunError(f"`secret` should have at least {SECRET_BYTES} bytes. Found {len(key)}.")
     return key

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Mapping
 from typing import Any
 
 from varangian.api import Config, assignments, base_settings
+from varangian.cli.arguments.common import FORMATS
 from varangian.config import RunConfig, loads
 from varangian.config.overrides import apply_overrides
 from varangian.config.settings import groups
@@ -53,3 +55,42 @@ def bind_settings(address: str) -> dict[str, Any]:
     except AddressError as error:
         raise ConfigError([Problem("address", error.rule, address, error.hint)]) from None
     return {"server.host": host if anywhere == address else EVERYWHERE, "server.port": port}
+
+
+def check_arguments(
+    address: object,
+    *,
+    certs: object,
+    insecure: object,
+    folder: object,
+    resume: object,
+    force: object,
+    note: object,
+    ready: object = None,
+    format: object = None,
+) -> None:
+    """See that the arguments of `serve` and `start` are of the types that they should have.
+
+    Raises:
+        ConfigError: with every one that is not.
+    """
+    kinds: tuple[tuple[str, object, bool, str], ...] = (
+        ("address", address, isinstance(address, str), "should be a text, HOST:PORT"),
+        ("certs", certs, _is_path(certs), "should be a path"),
+        ("insecure", insecure, isinstance(insecure, bool), "should be True or False"),
+        ("folder", folder, _is_path(folder), "should be a path"),
+        ("resume", resume, isinstance(resume, bool) or _is_path(resume), "should be a path, True or False"),
+        ("force", force, isinstance(force, bool), "should be True or False"),
+        ("note", note, callable(note), "should be a function that takes a sentence"),
+        ("format", format, format in FORMATS, f"should be one of {', '.join(FORMATS)}"),
+        ("ready", ready, callable(ready), "should be a function that takes HOST:PORT"),
+    )
+    problems = [
+        Problem(path, rule, value) for path, value, good, rule in kinds if value is not None and not good
+    ]
+    if problems:
+        raise ConfigError(problems)
+
+
+def _is_path(value: object) -> bool:
+    return isinstance(value, str) or (isinstance(value, os.PathLike) and isinstance(os.fspath(value), str))
