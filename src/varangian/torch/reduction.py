@@ -608,7 +608,7 @@ class Reduction:
         if not piece.in_place:
             shard.copy_(decision.apply(rows, reference))
             return
-        for columns in blocks(piece.mine):
+        for columns in blocks(shard):
             near = None if reference is None else reference[columns]
             shard[columns] = decision.apply(rows.columns(columns.start, columns.stop), near)
 
