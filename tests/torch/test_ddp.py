@@ -548,7 +548,7 @@ def test_a_rank_that_is_wrong_is_named(spec, fault, tmp_path):
         assert all(record.distances is not None and record.spread is not None for record in records)
 
 
-def flips(rank, spec):
+def flips(rank, spec, leave_out=False):
     """Steps in which the gradient of rank 1 has the other sign, and the state in the middle of them."""
     torch.manual_seed(7)
     model = Net()
@@ -558,7 +558,9 @@ def flips(rank, spec):
     def suspect(found):
         suspects.setdefault(found.rank, (len(records), found.reason))
 
-    reduction = robust(wrapped, spec, 1, on_step=records.append, on_suspect=suspect)
+    reduction = robust(
+        wrapped, spec, 1, on_step=records.append, on_suspect=suspect, leave_out_opposed=leave_out
+    )
     state = None
     for place in range(8):
         model.zero_grad()
@@ -582,6 +584,22 @@ def test_a_rank_with_a_flipped_sign_is_named(spec, tmp_path):
         assert "against those of the others" in reason
         assert all(record.agreement[1] == min(record.agreement) < 0 for record in records)
         assert records[4:8] == records[8:]
+
+
+@pytest.mark.slow
+@pytest.mark.exhaustive
+@pytest.mark.parametrize("spec", ["geometric_median", "mean", "nnm+trimmed_mean"])
+def test_an_opposed_rank_is_left_out_if_that_is_asked_for(spec, tmp_path):
+    for records, suspects in on_ranks(6, flips, tmp_path, spec, True):
+        assert 1 in suspects
+        opposed = [1 in record.opposed for record in records]
+        for before, record in zip(opposed[:7], records[1:8], strict=True):
+            if spec == "geometric_median":  # which believes each rank in part
+                assert (record.weights[1] == 0) == before
+            assert record.error is None
+            assert record.dropped == ()
+        assert opposed[5:8] == [True] * 3
+        assert str(records[4:8]) == str(records[8:])  # NaN is not equal to itself
 
 
 def disagrees(rank):

@@ -153,7 +153,8 @@ class Robust(Callback):
         aggregator: as for `varangian.torch.robust`.
         f: how many ranks may be faulty.
         options: the other arguments of `varangian.torch.robust`: `seed`, `on_step`, `log`, `momentum`,
-            `per_bucket`, `audit`, `suspect_after`, `on_suspect`, `on_error` and `weights`.
+            `per_bucket`, `audit`, `suspect_after`, `on_suspect`, `on_error`, `weights`
+            and `leave_out_opposed`.
 
     Raises:
         TypeError: there is no such option.

@@ -38,6 +38,7 @@ def robust(
     on_suspect: Callable[[SuspectRank], None] | None = None,
     on_error: Literal["raise", "nan"] = "raise",
     weights: Sequence[float] | None = None,
+    leave_out_opposed: bool = False,
 ) -> Reduction:
     """Replace the average of gradients by a robust rule, on every rank, before the first backward pass.
 
@@ -55,6 +56,7 @@ def robust(
         on_suspect: called with a suspect; by default there is a warning.
         on_error: "raise", or "nan" for gradients that are NaN, where a step has no update.
         weights: what the gradient of each rank weighs; None for all the same.
+        leave_out_opposed: leave out ranks that are opposed to the others, as of `Reduction`.
 
     Returns:
         The state, with the last record (`last`), `state_dict` and `load_state_dict`.
@@ -78,6 +80,7 @@ def robust(
         on_suspect=on_suspect,
         on_error=on_error,
         weights=weights,
+        leave_out_opposed=leave_out_opposed,
     )
     parameters = [(name, p) for name, p in model.module.named_parameters() if p.requires_grad]
     reduction.attach(parameters, parameters[0][1].device, model.process_group)

@@ -124,6 +124,7 @@ def robust_fsdp(
     on_error: Literal["raise", "nan"] = "raise",
     weights: Sequence[float] | None = None,
     audit: float = 0.0,
+    leave_out_opposed: bool = False,
 ) -> Reduction:
     """Reduce the gradients of a fully sharded model over its replicas by a robust rule.
 
@@ -149,6 +150,7 @@ def robust_fsdp(
         on_error: as of `robust`.
         weights: what the gradient of each replica weighs, in the order of replicas; None for all the same.
         audit: 0: there is none, as ranks with other shards would have to be taken at their word.
+        leave_out_opposed: leave out replicas that are opposed to the others, as of `Reduction`.
 
     Returns:
         The state; its `state_dict` belongs to this rank, as the reference has the shards that are here.
@@ -190,6 +192,7 @@ def robust_fsdp(
         on_suspect=on_suspect,
         on_error=on_error,
         weights=weights,
+        leave_out_opposed=leave_out_opposed,
     )
     shards = [(name, local(parameter)) for name, parameter in named]
     everyone = whole or dist.group.WORLD

@@ -78,7 +78,7 @@ class Opposition:
             found[there] = sums / (m - 1)
         if m > 2:
             self._add(there, found[there])
-        return tuple(found.tolist()), self._certain()
+        return tuple(found.tolist()), tuple(sorted(self.certain()))
 
     def _add(self, there: Array, agreement: Array) -> None:
         """Evidence of a step for the ranks that are there, m of them."""
@@ -106,9 +106,11 @@ class Opposition:
         over = self._sums >= 0
         self._sums[over], self._variances[over], self._counts[over] = 0.0, 0.0, 0.0
 
-    def _certain(self) -> tuple[int, ...]:
-        enough = (self._counts >= LEAST) & (self.deviations() > CERTAIN)
-        return tuple(np.flatnonzero(enough).tolist())
+    def certain(self) -> list[int]:
+        """The ranks that have been opposed to the others for long enough, the most certain first."""
+        deviations = self.deviations()
+        enough = np.flatnonzero((self._counts >= LEAST) & (deviations > CERTAIN)).tolist()
+        return sorted(enough, key=lambda rank: -float(deviations[rank]))
 
     def deviations(self) -> Array:
         """How many standard deviations the evidence against each rank amounts to, (n,)."""

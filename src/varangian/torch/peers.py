@@ -16,7 +16,18 @@ from torch import Tensor
 
 DIGEST, HOST, DEVICE = 16, 64, 16
 """Bytes of the digest of the settings, of a host's name and of a device's."""
-TOLD = ("aggregator", "f", "seed", "on_error", "momentum", "per_bucket", "audit", "weights", "parameters")
+TOLD = (
+    "aggregator",
+    "f",
+    "seed",
+    "on_error",
+    "momentum",
+    "per_bucket",
+    "audit",
+    "weights",
+    "leave_out_opposed",
+    "parameters",
+)
 """What has to be the same on all ranks."""
 
 

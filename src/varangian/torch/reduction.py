@@ -153,6 +153,9 @@ class Reduction:
             with "nan" none: a gradient scaler, or a check of the loop, sees them.
         weights: what the gradient of each rank weighs, in the order of ranks, as samples of its batch; None
             for all the same. f becomes the weight of the f heaviest.
+        leave_out_opposed: leave out ranks that are opposed to the others, from the next step on and as long
+            as they are; together with those that are not finite no more than f, each of which counts as one
+            of the f. Not where a rank may have data that no other has.
 
     Raises:
         ConfigError: the aggregator is none.
@@ -175,7 +178,9 @@ class Reduction:
         on_suspect: Callable[[SuspectRank], None] | None = None,
         on_error: Literal["raise", "nan"] = "raise",
         weights: Sequence[float] | None = None,
+        leave_out_opposed: bool = False,
     ) -> None:
+        self._leave_out_opposed = leave_out_opposed
         self._weights = None if weights is None else [*map(float, weights)]
         self._aggregator = _checked(aggregator, f)
         if on_error not in ("raise", "nan"):
@@ -336,6 +341,7 @@ class Reduction:
             "per_bucket": str(self._per_bucket),
             "audit": str(self._blocks),
             "weights": str(self._weights),
+            "leave_out_opposed": str(self._leave_out_opposed),
             "parameters": " ".join(f"{name}:{tuple(p.shape)}:{p.dtype}" for name, p in parameters),
         }
         peers = introduce(told, found, device)
@@ -515,7 +521,7 @@ class Reduction:
         try:
             settled.decision = decide(
                 self._aggregator,
-                settled.total,
+                self._without_opposed(group, settled.total),
                 self.generator(self._step),
                 precision=precision,
                 weights=self._weights,
@@ -525,6 +531,16 @@ class Reduction:
         else:
             self._update(group, settled, settled.decision)
         return settled
+
+    def _without_opposed(self, group: _Group, total: Measured) -> Measured:
+        """What was measured, with ranks that are opposed to the others as if they were not finite."""
+        if not self._leave_out_opposed:
+            return total
+        invalid = total.invalid.clone()
+        for rank in group.opposition.certain():
+            if int(invalid.count_nonzero()) < (self._aggregator.tolerance or 0):
+                invalid[rank] = 1
+        return replace(total, invalid=invalid)
 
     def _published(self, group: _Group, pieces: list[_Piece]) -> _Settled:
         """As `_added_up`, from what each rank says of each block of its columns."""
