@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncGenerator, Generator
+from collections.abc import AsyncGenerator, Coroutine, Generator
 from contextlib import asynccontextmanager, contextmanager
-from typing import TypeAlias, TypeVar
+from typing import Any, Never, TypeAlias, TypeVar
 
 import grpc.aio
 from google.protobuf.message import Message
@@ -20,16 +20,27 @@ from varangian.server.identity.sessions import Metadata, Peer
 M = TypeVar("M", bound=Message)
 Context: TypeAlias = "grpc.aio.ServicerContext[bytes, bytes]"
 
+BEGINNING = 5.0
+"""Seconds for which a call that ends with an error waits until the beginning of its answer was taken."""
+
 
 class Call:
     """A call that was begun, and who makes it.
 
     It is read and written as its gRPC context is, which is asked for the caller once: that costs copies.
+
+    gRPC notes that headers were sent when the task that has sent them goes on. If that was cancelled
+    before, `abort` would send them once more, gRPC would refuse that and the status with it, and the other
+    end would wait in vain. So what begins an answer has a task of its own, and `abort` waits for its end.
     """
 
     def __init__(self, context: Context) -> None:
-        self._read, self.write = context.read, context.write
-        self.send_initial_metadata, self.abort = context.send_initial_metadata, context.abort
+        self._read, self._write = context.read, context.write
+        self._send_initial_metadata, self._abort = context.send_initial_metadata, context.abort
+        self._begun = False
+        """Whether headers were sent, or are being sent."""
+        self._beginning: asyncio.Task[None] | None = None
+        """Sends headers, or a first message and headers with it."""
         self.peer = str(context.peer())
         """The address of the other end, as gRPC writes it."""
         self.caller: tuple[Metadata, Peer] = (
@@ -42,6 +53,42 @@ class Call:
         """The next message from the other end; None when there are no more."""
         data: object = await self._read()
         return data if isinstance(data, bytes) else None
+
+    async def send_initial_metadata(self, metadata: tuple[tuple[str, str], ...]) -> None:
+        """Send the headers of the answer, before any message."""
+        await self._begin(self._send_initial_metadata(metadata))
+
+    async def write(self, message: bytes) -> None:
+        """Send a message; with headers, if it is the first and there were none."""
+        if self._begun:
+            await self._write(message)
+        else:
+            await self._begin(self._write(message))
+
+    async def abort(
+        self, status: grpc.StatusCode, sentence: str, trailing: tuple[tuple[str, str], ...]
+    ) -> Never:
+        """End the call with a status."""
+        if self._beginning is not None:
+            await asyncio.wait({self._beginning}, timeout=BEGINNING)
+        await self._abort(status, sentence, trailing)
+
+    async def _begin(self, sending: Coroutine[Any, Any, None]) -> None:
+        self._begun = True
+        task = self._beginning = asyncio.ensure_future(sending)
+        task.add_done_callback(_take_error)
+        try:
+            await asyncio.wait({task})
+            self._beginning = None
+            task.result()
+        finally:
+            del task  # an error that it holds, and that has come through here, would hold it
+
+
+def _take_error(task: asyncio.Task[None]) -> None:
+    """Take the error of a task for which nobody waits any more: then the other end has gone."""
+    if not task.cancelled():
+        task.exception()
 
 
 async def read_request(kind: type[M], call: Call, seconds: float, limit: int = MANIFEST_LIMIT) -> M:

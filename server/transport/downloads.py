@@ -173,7 +173,8 @@ class Downloads:
             Refused: the other end lets us wait, or hangs up.
         """
         ready = (metadata_keys.READY, ticket.text)
-        await call.send_initial_metadata((ready, *self._trace(sent.round)))
+        with calls.cancel_if_gone():
+            await call.send_initial_metadata((ready, *self._trace(sent.round)))
         await self.send_message(sent.manifest, call)
         async with calls.idle_timeout(self._idle) as timer:
             with calls.refuse_if_cut():
