@@ -493,7 +493,7 @@ class Refusal(Enum):
         Reaction.RETRY,
         "A worker should wait for the next server at this address. This one stops before its run is over.",
         comes_from="`varangian server` that was stopped by a signal before its last round, as by `docker "
-        "compose restart`.",
+        "compose restart`: its answer to whatever a worker pulls or pushes then.",
         advice="start the server again, or stop the workers. They try until another server answers at "
         "this address, and join its run; `worker.patience` limits for how long.",
     )

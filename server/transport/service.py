@@ -401,6 +401,8 @@ class Service:
 
     def _refused(self, refusal: Refusal) -> Refused:
         """A refusal that depends on the round."""
+        if refusal is Refusal.FINISHED and self._leaves():
+            return Refused(Refusal.STOPPING)  # as a pull hears
         return Refused(refusal, f"The server is in round {self._coordinator.round}.")
 
     async def farewell(self, rejoin: float | None = None, restart: Callable[[], float] = float) -> None:

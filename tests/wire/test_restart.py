@@ -11,9 +11,13 @@ from tests.wire.kit import Run, all_worked, until
 from tests.wire.relay import FAR, NEAR
 
 from varangian.aggregators import Mean
+from varangian.protos.contract import Terms
 from varangian.protos.network import grpc_options
+from varangian.protos.refusals import Refusal
 from varangian.server.limits.limits import Limits
+from varangian.server.rounds.coordinator import Coordinator
 from varangian.server.transport import grpc_server
+from varangian.server.transport.refusals import Refusals
 from varangian.worker.transport import channel, data_connection
 from varangian.worker.transport.results import Finished
 
@@ -35,6 +39,41 @@ async def test_workers_wait_for_a_server_that_is_started_again_and_join_its_run(
     async with second.served(port):
         assert set(await workers) == {"all 2 rounds are done"}
     assert [record.missing for record in second.records] == [(), ()]
+
+
+async def test_a_push_to_a_server_that_stops_waits_for_the_next_one(monkeypatch):
+    with socket.create_server((NEAR, 0)) as free:
+        port = free.getsockname()[1]
+    first = Run(rounds=1000, returns=True)
+    second = Run(rounds=1000, terms=Terms(epoch=1), limits=Limits(idle=20.0, grace=0.05))
+    refused, counted = asyncio.Event(), Refusals.answer
+
+    async def noted(self, call, who, error, round):
+        if error.refusal is Refusal.STOPPING:
+            refused.set()
+        await counted(self, call, who, error, round)
+
+    async def until_refused(*given):
+        reason = await Coordinator.run(first.coordinator, *given)
+        await refused.wait()
+        return reason
+
+    monkeypatch.setattr(Refusals, "answer", noted)
+    monkeypatch.setattr(first.coordinator, "run", until_refused)
+    async with contextlib.AsyncExitStack() as stack:
+        async with first.served(port) as address:
+            client = await stack.enter_async_context(first.client(address, "w00"))
+            await client.join()
+            vector = (await client.pull(-1)).parameters / 2
+            first.stop.set()
+            await until(lambda: first.coordinator.model.finished)
+            push = asyncio.create_task(client.push(0, vector))
+            assert await first.ended == "stopped on request"
+        assert not push.done()
+        async with second.served(port):
+            receipt = await push
+            assert (receipt.counted, receipt.code) == (False, "RUN")
+            assert (await client.pull(-1)).round == 0
 
 
 async def test_a_server_that_ends_its_run_before_its_last_round_ends_its_workers():

@@ -57,6 +57,7 @@ RPCS = {
     "Push": "stream_unary",
     "Status": "unary_unary",
     "PullInline": "unary_unary",
+    "Decline": "unary_unary",
 }
 INVALID, FAILED = grpc.StatusCode.INVALID_ARGUMENT, grpc.StatusCode.FAILED_PRECONDITION
 ZEROS = b"\x00" * 32
@@ -138,6 +139,10 @@ class Raw:
             setattr(manifest, field, value)
         return await self.send(manifest, *cut_chunks(data))
 
+    async def decline(self, round, reason):
+        request = ps_pb2.DeclineRequest(run_id=self.contract.run_id, round=round, reason=reason)
+        await self.calls["Decline"](request.SerializeToString(), metadata=self.identity)
+
     async def status(self):
         return ps_pb2.StatusReply.FromString(await self.calls["Status"](b""))
 
@@ -163,6 +168,8 @@ async def world(
     terms=None,
     traffic=None,
     observe=None,
+    returns=False,
+    for_good=str,
     **policy,
 ):
     torch.set_num_threads(1)
@@ -195,6 +202,8 @@ async def world(
             classes=7,
             terms=terms,
             traffic=traffic,
+            returns=returns,
+            for_good=for_good,
         )
     )
     await asyncio.wait({ready, ended}, return_when=asyncio.FIRST_COMPLETED)
