@@ -38,7 +38,7 @@ RUN python3 -m pip uninstall --yes --quiet --root-user-action=ignore pip setupto
  && find / -xdev -type f -perm /6000 -exec chmod ug-s {} + \
  && groupadd --gid 10001 varangian \
  && useradd --uid 10001 --gid 10001 --home-dir /runs --no-create-home --shell /usr/sbin/nologin varangian \
- && install --directory --owner=10001 --group=10001 /runs \
+ && install --directory --owner=10001 --group=10001 /runs /rows \
  && install --directory --owner=10001 --group=10001 --mode=700 \
     /state /certs /certs/authority /certs/server /certs/honest /certs/byzantine /certs/monitor $(seq -f /certs/apart/w%02g 0 31)
 # Two copies for the same reason: the large one is the same for every commit.
@@ -48,7 +48,7 @@ ENV PATH=/opt/varangian/bin:$PATH PYTHONUNBUFFERED=1 PYTHONDONTWRITEBYTECODE=1 O
 USER 10001:10001
 RUN python -c "import pathlib, torch, varangian.aggregators, varangian.protos, varangian.server.app as server; \
     assert all(pathlib.Path(m.__cached__).is_file() for m in (torch, server)), 'there is no bytecode'"
-# A named volume mounted here, on /state or on a directory below /certs takes the owner of the directory. Those below
+# A named volume mounted here, on /rows, /state or a directory below /certs takes the owner of the directory. Those below
 # /certs/apart are for docker-compose.apart.yml.
 WORKDIR /runs
 ENTRYPOINT ["varangian"]

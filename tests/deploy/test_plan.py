@@ -1,7 +1,12 @@
 """The plan of a deployment, compared with what is written here by hand."""
 
-import pytest
+import shlex
 
+import pytest
+import yaml
+
+from varangian.cli.arguments.main import parse
+from varangian.cli.main import main
 from varangian.config import load
 from varangian.config.identity import with_effect
 from varangian.config.load import loads
@@ -167,3 +172,91 @@ def test_what_a_plan_changes_is_where_the_run_takes_place(settings, tmp_path):
     assert with_effect(attacker.resolved()) == with_effect(config.resolved())
     server = load(file, [], plan.server.environment, whole=False)
     assert server.byzantine == config.byzantine.model_copy(update={"attack": None})
+
+
+ROWS = [
+    *("server.rows_folder=/somewhere/not here", "participation.fedlaavg.folder=/nowhere"),
+    *("participation.fedlaavg.participants=3", "f=1", "workers=5", "rounds=3"),
+]
+
+
+def deployed(tmp_path, engine, *words):
+    folder = tmp_path / engine
+    code = main(["deploy", engine, *words, "-o", str(folder)])
+    return code, {str(path.relative_to(folder)): path.read_text() for path in folder.glob("**/*.*")}
+
+
+@pytest.mark.parametrize(
+    ("engine", "file", "more"),
+    [
+        ("compose", "docker-compose.yml", []),
+        ("swarm", "stack.yaml", []),
+        ("kubernetes", "base/server.yaml", ["--rows", "40g"]),
+    ],
+)
+def test_files_of_vectors_lie_on_a_volume_of_the_server(tmp_path, engine, file, more):
+    """Where the settings want such files; the folders that they name are not those of the tasks."""
+    code, files = deployed(tmp_path, engine, *ROWS, *more)
+    assert code == 0
+    documents = [*yaml.safe_load_all(files[file])]
+    if engine == "kubernetes":
+        (job,) = [one for one in documents if one["kind"] == "Job"]
+        pod = job["spec"]["template"]["spec"]
+        (container,) = pod["containers"]
+        (volume,) = [one for one in pod["volumes"] if one["name"] == "rows"]
+        claim = volume["ephemeral"]["volumeClaimTemplate"]["spec"]
+        assert claim["resources"] == {"requests": {"storage": "40Gi"}}
+        assert {"name": "rows", "mountPath": "/rows"} in container["volumeMounts"]
+        words, others = container["args"], str([*yaml.safe_load_all(files["base/workers.yaml"])])
+        assert "name: rows" in files["overlays/jobset/jobset.yaml"]
+        run = files["base/run.yaml"]
+    else:
+        (whole,) = documents
+        server = whole["services"].pop("server")
+        assert "rows:/rows" in server["volumes"]
+        assert "rows" in whole["volumes"]
+        command = server["command"]
+        words = shlex.split(command) if isinstance(command, str) else command
+        others, run = str(whole["services"]), files["run.yaml"]
+    assert "rows" not in others
+    (tmp_path / "run.yaml").write_text(run)
+    args = parse(words)
+    config = load(tmp_path / "run.yaml", args.settings, {}, whole=False)
+    assert (config.server.rows_folder, config.participation.folder) == ("/rows", "/rows")
+    assert config.participation.participants == 3
+    plain = load(tmp_path / "run.yaml", [], {})
+    assert (plain.server.rows_folder, plain.participation.folder) == (None, None)
+
+
+def test_a_job_makes_the_folders_for_files_of_vectors_on_the_node_of_its_server(tmp_path):
+    _, files = deployed(tmp_path, "slurm", *ROWS, "participation.fedlaavg.folder=~/a b")
+    made = [line for line in files["job.sh"].splitlines() if line.startswith("mkdir -p --")]
+    assert made == [
+        "mkdir -p -- '/somewhere/not here' || exit 2",
+        "mkdir -p -- \"$HOME\"'/a b' || exit 2",
+    ]
+    assert "folder: ~/a b" in files["run.yaml"]
+    _, files = deployed(tmp_path / "same", "slurm", *ROWS, "server.rows_folder=/nowhere")
+    assert files["job.sh"].count("mkdir -p --") == 1
+
+
+@pytest.mark.parametrize("engine", ["compose", "swarm", "kubernetes", "slurm"])
+def test_without_files_of_vectors_there_is_no_place_for_them(tmp_path, engine):
+    code, files = deployed(tmp_path, engine, "rounds=3")
+    assert code == 0
+    assert not any("rows_" in text or "/rows" in text or "mkdir -p --" in text for text in files.values())
+
+
+def test_sizes_and_settings_of_files_of_vectors_that_cannot_be(tmp_path, capsys):
+    for engine, words, says in [
+        ("kubernetes", ROWS, "--rows: should be the size of the volume for server.rows_folder and part"),
+        ("compose", [*ROWS, "--rows", "1g"], "--rows: is of use with kubernetes only"),
+        ("swarm", [*ROWS, "aggregator=nothing"], "aggregator: "),
+        ("swarm", [*ROWS, "byzantine.count=1", "byzantine.attack=null"], "byzantine.attack: "),
+        ("compose", [*ROWS, "--variables"], "server.rows_folder: is no variable of the compose file"),
+    ]:
+        code, files = deployed(tmp_path, engine, *words)
+        said = capsys.readouterr().err
+        assert (code, files) == (2, {}), said
+        assert says in said
+        assert ("should be a folder that exists" in said) is False

@@ -14,7 +14,7 @@ from varangian.cli.arguments.deploy import EMITTERS
 from varangian.cli.main import OK, CommandError
 from varangian.config import RunConfig, load
 from varangian.deploy.emitter import Emitter, File, Options
-from varangian.deploy.plan import Resources
+from varangian.deploy.plan import Resources, rows_settings
 from varangian.files import write_atomically
 from varangian.registry import ConfigError, Problem
 
@@ -25,7 +25,7 @@ LONGEST_NAME = 40
 
 def command(args: argparse.Namespace) -> int:
     """Write the files of a deployment."""
-    config = load(args.config, args.settings, os.environ)
+    config = read_settings(args)
     check_token(args.engine, config)
     options = read_options(args, config)
     emitter: Emitter = importlib.import_module(EMITTERS[args.engine]).render
@@ -39,6 +39,22 @@ def command(args: argparse.Namespace) -> int:
     return OK
 
 
+def read_settings(args: argparse.Namespace) -> RunConfig:
+    """The settings of the run. Folders for vectors are on the machine of its server, not on this one.
+
+    Raises:
+        ConfigError: they are wrong.
+    """
+    try:
+        return load(args.config, args.settings, os.environ)
+    except ConfigError as error:
+        config = load(args.config, args.settings, os.environ, whole=False)
+        folders = rows_settings(config)
+        if problems := [problem for problem in error.problems if problem.path not in folders]:
+            raise ConfigError(problems) from None
+        return config
+
+
 def read_options(args: argparse.Namespace, config: RunConfig) -> Options:
     """The options of the command line.
 
@@ -47,6 +63,9 @@ def read_options(args: argparse.Namespace, config: RunConfig) -> Options:
     """
     if args.variables and args.engine != "compose":
         raise ConfigError([Problem("--variables", "is of use with compose only")])
+    if args.rows and args.engine != "kubernetes":
+        rule = "is of use with kubernetes only: elsewhere the files have the room of their disk"
+        raise ConfigError([Problem("--rows", rule)])
     uses_gpu = config.worker.device.startswith("cuda")
     if args.gpus and not uses_gpu:
         hint = "Add worker.device=cuda."
@@ -56,7 +75,7 @@ def read_options(args: argparse.Namespace, config: RunConfig) -> Options:
         name=name_of(args.config),
         image=args.image,
         worker=Resources(cpus=args.cpus, memory=args.memory, gpus=gpus),
-        server=Resources(cpus=args.server_cpus, memory=args.server_memory),
+        server=Resources(cpus=args.server_cpus, memory=args.server_memory, rows=args.rows or 0),
         made_by=made_by(args),
         variables=args.variables,
     )
@@ -88,7 +107,7 @@ def made_by(args: argparse.Namespace) -> str:
     words = ["varangian", "deploy", args.engine]
     words += [Path(args.config).name] if args.config is not None else []
     words += args.settings
-    for option in ("image", "memory", "server_memory", "cpus", "server_cpus", "gpus"):
+    for option in ("image", "memory", "server_memory", "cpus", "server_cpus", "gpus", "rows"):
         value = getattr(args, option)
         if value is not None and value != DEFAULTS[option]:
             words += [
@@ -106,6 +125,7 @@ DEFAULTS = {
     "cpus": 1.0,
     "server_cpus": 1.0,
     "gpus": None,
+    "rows": None,
 }
 
 

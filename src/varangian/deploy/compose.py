@@ -234,6 +234,7 @@ class _Compose:
     def server(self) -> Iterator[str]:
         server = self.options.server
         mounts = ["runs:/runs", "server-certs:/certs:ro", *self.mount]
+        mounts += [f"rows:{self.plan.places.rows}"] if self.plan.rows else []
         ports = [f"127.0.0.1:${{PORT:-{port.number}}}:{port.number}" for port in self.plan.server.ports[:1]]
         if data_port(self.config) is not None:
             ports.append(f"127.0.0.1:{self.data_port()}:{self.data_port()}")
@@ -313,7 +314,8 @@ class _Compose:
         kinds = ["honest", "byzantine"] if self.byzantine else ["honest"]
         of_workers = [f"{kind}-{what}" for kind in kinds for what in ("certs", "states")]
         observing = ["prometheus"] if self.variables else []
-        return ["runs", "authority", "server-certs", *of_workers, "monitor-certs", *observing]
+        rows = ["rows"] if self.plan.rows else []
+        return ["runs", *rows, "authority", "server-certs", *of_workers, "monitor-certs", *observing]
 
 
 def _quoted(text: str) -> str:

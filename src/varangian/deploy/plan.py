@@ -6,7 +6,7 @@ n  workers, of which the last ones may be Byzantine, as in `RunConfig`
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal, TypeAlias
 
@@ -38,6 +38,9 @@ class Places:
     """The folder that a task's own credentials are mounted below."""
     runs: str = "/runs"
     """The folder of run folders, of the server alone; it must outlive the task."""
+    rows: str | None = "/rows"
+    """The folder of the server for files in which vectors lie, where the settings want some; None leaves it
+    where they have it."""
     state: str = "/state"
     """The folder in which a worker keeps what it needs to go on; it should outlive the task."""
     heartbeat: str = "/tmp/serving"
@@ -59,6 +62,8 @@ class Resources:
     memory: int = GIB
     """Bytes."""
     gpus: int = 0
+    rows: int = 0
+    """Bytes of the volume of a server for files of vectors; 0: nobody has said."""
 
 
 IN_THE_IMAGE = Places()
@@ -122,6 +127,8 @@ class Plan:
     places: Places
     stop_grace: int
     """Seconds from the signal to end until the server has written everything."""
+    rows: tuple[str, ...] = ()
+    """The settings that want files for vectors: the server needs a place for them."""
 
     def of(self, role: TaskRole) -> tuple[Task, ...]:
         """The tasks of a role, by index."""
@@ -161,7 +168,7 @@ def make_plan(
         worker: what each worker is given.
         server: what the server is given.
     """
-    port = config.server.port or PORT
+    port, rows = config.server.port or PORT, rows_settings(config)
     common = {
         "VARANGIAN_CERTS": places.certs,
         f"{PREFIX}SERVER__DATA_PORT": _setting(data_port(config)),
@@ -188,6 +195,7 @@ def make_plan(
             *("varangian", "server", places.config, "--resume", "--bind", f"{places.bind}:{port}"),
             *("--output", places.runs, f"server.heartbeat={places.heartbeat}"),
             *(() if config.server.metrics_port is None else _metrics(config, places)),
+            *(f"{path}={places.rows}" for path in rows if places.rows is not None),
         ),
         environment=common,
         files=(RUN,),
@@ -219,10 +227,21 @@ def make_plan(
             *working("worker", "honest", config.honest_names),
             *working("byzantine", "byzantine", config.byzantine_names),
         ),
-        files={RUN: run_file(config)},
+        files={RUN: run_file(config, () if places.rows is None else rows)},
         places=places,
+        rows=(*rows,),
         stop_grace=math.ceil(config.server.stop_grace) + SHUTDOWN,
     )
+
+
+def rows_settings(config: RunConfig) -> dict[str, str]:
+    """The settings that want files for vectors at the server, with the folders that they name."""
+    ((name, participation),) = config.resolved()["participation"].items()
+    found = {
+        "server.rows_folder": config.server.rows_folder,
+        f"participation.{name}.folder": participation.get("folder"),
+    }
+    return {path: folder for path, folder in found.items() if folder is not None}
 
 
 def data_port(config: RunConfig) -> int | None:
@@ -264,17 +283,17 @@ def attack_text(config: RunConfig) -> str:
     return dump_line(config.resolved()["byzantine"]["attack"])
 
 
-def run_file(config: RunConfig) -> str:
+def run_file(config: RunConfig, elsewhere: Iterable[str] = ()) -> str:
     """The settings of a run that are not at their defaults, as YAML.
 
     Without what the tasks are told by other means: where the run takes place, and, which only attackers are
-    told, the attack.
+    told, the attack; and without the settings at the paths `elsewhere`.
     """
     changed = changes(config)
     names = changed.pop("names", None)
     if names is not None:
         changed["workers"] = names
-    for path in ELSEWHERE:
+    for path in (*ELSEWHERE, *elsewhere):
         _remove(changed, path.split("."))
     return dump(changed) if changed else "{}\n"
 

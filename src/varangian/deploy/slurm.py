@@ -12,7 +12,7 @@ from collections.abc import Sequence
 
 from varangian.config import RunConfig
 from varangian.deploy.emitter import File, Options, comment
-from varangian.deploy.plan import RUN, Places, Plan, Task, has_token, metrics_port
+from varangian.deploy.plan import RUN, Places, Plan, Task, has_token, metrics_port, rows_settings
 from varangian.protos.identity.bundle import CA, METRICS_TOKEN
 from varangian.registry import ConfigError, Problem
 
@@ -23,6 +23,7 @@ PLACES = Places(
     config=RUN,
     certs="certs",
     runs="runs",
+    rows=None,
     state="state",
     server=HOST,
     metrics_token=f"certs/server/{METRICS_TOKEN}",
@@ -71,12 +72,19 @@ def job(config: RunConfig, plan: Plan, options: Options) -> str:
         signal=plan.stop_grace + KILL_WAIT,
         stop_grace=plan.stop_grace,
         port=config.server.port or "$((20000 + SLURM_JOB_ID % 10000))",
+        rows="".join(map(_folder, dict.fromkeys(rows_settings(config).values()))),
         environment=_environment(config, plan.server),
         certs=_words(plan.certs),
         server=_inside(_words(plan.server)),
         honest=_step(plan.of("worker"), "honest", cores, gpus),
         byzantine=_step(plan.of("byzantine"), "byzantine", cores, gpus),
     )
+
+
+def _folder(path: str) -> str:
+    """Make a folder for files of vectors, on the node of the server."""
+    made = '"$HOME"' + shlex.quote(path[1:]) if path == "~" or path.startswith("~/") else shlex.quote(path)
+    return f"mkdir -p -- {made} || exit 2\n"
 
 
 def _environment(config: RunConfig, task: Task) -> str:
@@ -156,7 +164,7 @@ command -v varangian >/dev/null || cannot "varangian is not on the PATH: activat
 umask 077
 mkdir -p logs
 rm -f logs/started
-{environment}export OMP_NUM_THREADS="${{OMP_NUM_THREADS:-{cores}}}"
+{rows}{environment}export OMP_NUM_THREADS="${{OMP_NUM_THREADS:-{cores}}}"
 
 # The server runs on this node, the first of the job: workers look for it under this name.
 host=${{VARANGIAN_HOST:-$(hostname)}}

@@ -70,6 +70,8 @@ class _Stack:
         yield ""
         yield "volumes:"
         yield "  runs: {}"
+        if self.plan.rows:
+            yield "  rows: {}"
         yield from (f"  {service(task)}-state: {{}}" for task in self.plan.workers)
         yield ""
         yield from self.files()
@@ -109,6 +111,8 @@ class _Stack:
         yield f"    command: {dump_line(list(map(literal, task.command[1:])))}"
         yield "    volumes:"
         yield f"      - runs:{self.plan.places.runs}"
+        if self.plan.rows:
+            yield f"      - rows:{self.plan.places.rows}"
         yield "      - {type: tmpfs, target: /tmp}"
         yield "    configs:"
         yield f"      - {CONFIG}"

@@ -50,6 +50,12 @@ def add_deploy(parser: argparse.ArgumentParser) -> None:
         metavar="SIZE",
         help="of the server",
     )
+    parser.add_argument(
+        "--rows",
+        type=size,
+        metavar="SIZE",
+        help="kubernetes: of the volume for server.rows_folder and participation.fedlaavg.folder",
+    )
     parser.add_argument("--cpus", type=processors, default=1.0, metavar="N", help="of a worker, as 0.5")
     parser.add_argument("--server-cpus", type=processors, default=1.0, metavar="N", help="of the server")
     parser.add_argument(

@@ -38,7 +38,7 @@ def literal(text: str) -> str:
 
 
 def server_pod(plan: Plan, name: str) -> Object:
-    """The template of the server's pod."""
+    """The template of the server's pod; with a volume for files of vectors that is deleted with it."""
     task, places = plan.server, plan.places
     credentials, *_ = task.secrets  # a token lies in the same Secret
     volumes = [
@@ -52,6 +52,13 @@ def server_pod(plan: Plan, name: str) -> Object:
         {"name": "certs", "mountPath": credentials.target, "readOnly": True},
         {"name": "runs", "mountPath": places.runs},
     ]
+    if plan.rows:
+        claim = {
+            "accessModes": ["ReadWriteOnce"],
+            "resources": {"requests": {"storage": memory(task.resources.rows)}},
+        }
+        volumes.append({"name": "rows", "ephemeral": {"volumeClaimTemplate": {"spec": claim}}})
+        mounts.append({"name": "rows", "mountPath": places.rows})
     container = {
         **_container(task, (*task.command[1:], "--until-done"), mounts),
         "ports": [{"name": port.name, "containerPort": port.number} for port in task.ports],

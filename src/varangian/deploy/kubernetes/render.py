@@ -44,7 +44,8 @@ def render(config: RunConfig, options: Options) -> Sequence[File]:
     """The files of a deployment on Kubernetes.
 
     Raises:
-        ConfigError: there are more workers than one Secret can have bundles of.
+        ConfigError: there are more workers than one Secret can have bundles of, or the size of the volume
+            for files of vectors is not given.
     """
     name = options.name
     plan = options.plan(config, Places(server=f"{name}-server", worker_heartbeat="/tmp/working"))
@@ -55,6 +56,10 @@ def render(config: RunConfig, options: Options) -> Sequence[File]:
                 f"should be at most {MOST} of one kind: their certificates are one Secret, of at most 1 MiB"
             )
             raise ConfigError([Problem("workers", rule, len(plan.of(role)), hint)])
+    if plan.rows and not options.server.rows:
+        rule = f"should be the size of the volume for {' and '.join(plan.rows)}, as 40g"
+        hint = "`varangian check` with these settings says how large the files are."
+        raise ConfigError([Problem("--rows", rule, hint=hint)])
     return [
         File("README.md", readme(config, plan, options)),
         File("base/kustomization.yaml", _head(options, *BASE) + dump(_base(config, plan, options))),
