@@ -109,6 +109,18 @@ def test_a_trainer_pulls_and_pushes_in_the_place_of_steps(kind, tmp_path):
     assert fit.callback_metrics["varangian/accepted"] == 1
 
 
+@pytest.mark.parametrize("least", [{"min_epochs": 8}, {"min_steps": 30}])
+def test_training_ends_with_the_run_before_the_least_that_the_trainer_was_asked_for(least, tmp_path):
+    module = Module()
+    with serving(net(), rounds=3) as rig:
+        fit = trainer(tmp_path, callback := worker(rig), **least)
+        fit.fit(module, loader())
+    assert callback.reason
+    assert len(module.seen) == 4  # one more batch, in which the end was heard of
+    loop = fit.fit_loop
+    assert (loop.min_epochs, loop.min_steps) == (least.get("min_epochs", 1), least.get("min_steps"))
+
+
 def test_gradients_are_accumulated_and_clipped(tmp_path):
     module = Module()
     with serving(net(), rounds=3) as rig:

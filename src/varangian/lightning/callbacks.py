@@ -26,7 +26,8 @@ class Worker(Callback):
     Before the first batch of a step the parameters of the server are pulled, and in the place of the step
     the gradients are pushed: the mean over `accumulate_grad_batches`, clipped, and unscaled where precision
     is mixed. A step that a gradient scaler skips is declined. Optimizer and schedule are those of the
-    server; those of `configure_optimizers` are not used. Training ends when the run of the server does.
+    server; those of `configure_optimizers` are not used. Training ends when the run of the server does,
+    whatever `min_epochs` and `min_steps` say.
 
     Args:
         server: `host:port`.
@@ -64,6 +65,8 @@ class Worker(Callback):
         self._log = log
         self._steps = RemoteSteps(on_outcome)
         self._before_step = False
+        self._least: tuple[Any, Any] | None = None
+        """The `min_epochs` and `min_steps` of the Trainer, while they do not count."""
 
     @property
     def outcome(self) -> Outcome | None:
@@ -115,6 +118,11 @@ class Worker(Callback):
     ) -> None:
         if not self._steps.before():
             trainer.should_stop = True
+            # Until those many a Trainer does not listen, and every step that it takes now comes to nothing.
+            loop = trainer.fit_loop
+            if self._least is None:
+                self._least = loop.min_epochs, loop.epoch_loop.min_steps
+            loop.min_epochs, loop.epoch_loop.min_steps = 0, None
 
     def on_before_optimizer_step(
         self, trainer: Trainer, pl_module: LightningModule, optimizer: Any
@@ -135,6 +143,9 @@ class Worker(Callback):
 
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         self._steps.close()
+        if self._least is not None:
+            trainer.fit_loop.min_epochs, trainer.fit_loop.epoch_loop.min_steps = self._least
+            self._least = None
 
     def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
         self._steps.close()
