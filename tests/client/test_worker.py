@@ -14,6 +14,7 @@ import varangian
 from varangian import ClientError, Outcome
 from varangian.aggregators.rules.krum import Krum
 from varangian.client import session
+from varangian.client.exchange import Declined
 from varangian.protos.contract import Terms
 from varangian.protos.encoding import Encoding, rounding_seed
 from varangian.server.identity.tls import Security
@@ -187,6 +188,40 @@ def test_gradients_that_are_not_finite_are_declined(caplog):
         worker.pull()
     assert rig.records[0].declined["w00"] == outcome.reason
     assert rig.rows == {}
+
+
+def test_rounds_that_are_declined_are_said_at_first_and_then_each_minute(caplog):
+    now = 0.0
+    declined = Declined("w00", lambda: now)
+    for round in range(100):
+        now = 10.0 * round
+        declined.decline(round, "no\ndata")
+    said = [one.getMessage() for one in caplog.records]
+    assert len(said) == 17
+    assert said[:2] == [
+        r"w00: round 0 is declined: no\ndata",
+        r"w00: round 6 is declined, as are the 6 before it: no\ndata",
+    ]
+    declined.push()
+    now += 60
+    declined.decline(101, "overflow")
+    assert caplog.messages[-1] == "w00: round 101 is declined: overflow"
+
+
+def test_a_loop_that_only_pulls_and_one_that_only_declines_are_in_the_log(caplog):
+    module = model()
+    with serving(module, shortfall="skip") as rig:
+        for name in ("pulls", "declines"):
+            with rig.connect(module) as worker:
+                worker.pull()
+                if name == "declines":
+                    worker.decline("no data today")
+                worker.pull()
+    said = [one for one in caplog.messages if "is declined" in one]
+    assert said == [
+        "w00: round 0 is declined: Nothing was pushed before the next pull().",
+        "w00: round 1 is declined: no data today",
+    ]
 
 
 def test_a_vector_for_a_round_that_is_over_is_not_accepted_and_says_why(caplog):

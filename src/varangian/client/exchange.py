@@ -11,7 +11,7 @@ import os
 import sys
 import time
 import weakref
-from collections.abc import Coroutine
+from collections.abc import Callable, Coroutine
 from concurrent.futures import CancelledError, Future
 from contextlib import suppress
 from numbers import Real
@@ -24,9 +24,10 @@ from varangian.client.memory import MomentumMemory
 from varangian.client.model import SHOWN, ModelVector
 from varangian.client.outcome import DECLINED, Outcome
 from varangian.client.scaling import Unscaling
-from varangian.client.session import Given, Session
+from varangian.client.session import NO_PUSH, Given, Session
 from varangian.protos.contract import Terms
 from varangian.protos.layout import Layout
+from varangian.protos.text import escape
 from varangian.structured_logs import event
 from varangian.worker.training.flat import DivergedError, ModelError, check_finite
 from varangian.worker.transport.client import ClientError
@@ -39,6 +40,11 @@ log = logging.getLogger(__name__)
 T = TypeVar("T")
 
 LARGEST = sys.float_info.max
+"""Of what a vector is divided by."""
+LONGEST = 400
+"""Characters of a reason in the log."""
+AGAIN = 60.0
+"""Seconds between two lines about rounds that are declined."""
 END = 5.0
 """Seconds that a connection has to close."""
 OVERFLOW = (
@@ -50,6 +56,42 @@ NOT_FINITE = (
     "The gradients have NaN or infinity, or numbers too large to be sent: the model has diverged, or the "
     "data has bad samples."
 )
+
+
+class Declined:
+    """Says in the log that rounds are declined: at the first, and as it goes on once a minute at most.
+
+    Args:
+        name: of the worker.
+        clock: seconds, by default those of this machine.
+    """
+
+    def __init__(self, name: str, clock: Callable[[], float] = time.monotonic) -> None:
+        self._name, self._clock = name, clock
+        self._row = 0
+        """Rounds since the last push."""
+        self._said: float | None = None
+
+    def push(self) -> None:
+        """A vector is sent."""
+        self._row = 0
+
+    def decline(self, round: int, reason: str) -> None:
+        """A round is declined."""
+        self._row += 1
+        now = self._clock()
+        if self._said is not None and now - self._said < AGAIN:
+            return
+        self._said = now
+        many = "" if self._row == 1 else f", as are the {self._row - 1} before it"
+        log.warning(
+            "%s: round %d is declined%s: %s",
+            self._name,
+            round,
+            many,
+            escape(reason, LONGEST),
+            extra=event("declines", worker=self._name, round=round, in_a_row=self._row),
+        )
 
 
 class Exchange:
@@ -85,6 +127,7 @@ class Exchange:
         self._finished: Finished | None = None
         self._unscaling = Unscaling()
         self._told = set[str]()
+        self._declined = Declined(name)
         self._pushing: list[Future[Outcome]] = []
 
     @property
@@ -118,6 +161,8 @@ class Exchange:
         if self._finished is not None:
             return _done(self._finished)
         unanswered = None if self._answered else self.round
+        if unanswered is not None:
+            self._declined.decline(unanswered, NO_PUSH)
         self._answered = True
         return self._submit(self._session.pull(self.round, unanswered))
 
@@ -195,6 +240,7 @@ class Exchange:
             raise ClientError(str(error)) from None
         self._answered, self._seconds = True, time.monotonic() - self._began
         late = self._late(given)
+        self._declined.push()
         future = self._submit(_push(self._session, given, flat, late))
         self._pushing = [one for one in self._pushing if not one.done()] + [future]
         return future
@@ -204,6 +250,7 @@ class Exchange:
         if not isinstance(reason, str):  # pyright: ignore[reportUnnecessaryIsInstance]
             raise ClientError(f"`reason` should be a sentence, a str. Found {type(reason).__name__}.")
         self._answered = True
+        self._declined.decline(given.round, reason)
         return self._submit(_decline(self._session, given, reason))
 
     def unscale(self, scaler: GradScaler) -> None:
