@@ -365,6 +365,29 @@ async def test_the_loop_answers_while_a_slow_rule_aggregates(time):
     assert len(run.records) == 1
 
 
+async def test_the_loop_answers_while_an_evaluation_hangs(time):
+    """The round stands still until it returns."""
+    began, allowed = threading.Event(), threading.Event()
+
+    def evaluate(parameters: Tensor) -> tuple[float, float]:
+        began.set()
+        assert allowed.wait(patience(60))
+        return 0.0, 0.0
+
+    async with Run(time, evaluate=evaluate, every=1) as run:
+        for worker in ("w00", "w01", "w02", "w03"):
+            await run.push(worker, 1.0)
+        await asyncio.to_thread(began.wait, 20)
+        assert run.coordinator.status().round == 0
+        assert await run.push("w00", 1.0) is Refusal.DUPLICATE
+        time.advance(3600)
+        assert await run.coordinator.snapshot(-1, 0.0) is None
+        assert run.records == []
+        allowed.set()
+        await run.opened(1)
+    assert len(run.records) == 1
+
+
 async def test_a_late_upload_hears_so_while_a_slow_rule_aggregates(time):
     async with Run(time, rule=(slow := Slow())) as run:
         slot = await run.offer("w03", 1.0)

@@ -754,6 +754,18 @@ async def test_a_vector_that_is_not_finite_proves_its_sender_faulty(value):
         assert set(this.coordinator.status().faulty) == {"w00"}
 
 
+@pytest.mark.parametrize("value", [float("nan"), float("inf")])
+async def test_a_buffer_that_is_not_finite_proves_its_sender_faulty(value):
+    """The last three numbers are buffers, which the rule does not see."""
+    async with world(quorum=2, f=1, exact=3) as this, this.raw() as raw:
+        assert (await raw.join()).buffers == 3
+        vector = torch.zeros(8)
+        vector[-1] = value
+        async with refusal(INVALID, "UNSOUND", "not finite"):
+            await raw.push(0, vector)
+        assert set(this.coordinator.status().faulty) == {"w00"}
+
+
 async def test_the_same_push_again_is_a_duplicate():
     async with world() as this, this.raw() as raw:
         await raw.push(0, torch.ones(8))
