@@ -25,10 +25,9 @@ from varangian.aggregators.base import (
     Selecting,
     Weighting,
     Whole,
-    is_columnar,
     is_columnwise,
-    is_selecting,
     is_weighable,
+    takes_weights,
 )
 from varangian.aggregators.errors import AggregationError, PartError
 from varangian.aggregators.gram import Gram
@@ -41,6 +40,9 @@ LET_THROUGH = (AggregationError, NotFinite, BackendRefused)
 """Errors that are no fault of the class: what it raises on purpose, and those of the kernels."""
 
 
+NO_FORM = "it has no form for rows of unequal weight"
+
+
 def condition(part: Part, n: int, f: int) -> str | None:
     """Why the guarantee of a part does not hold for n points of which f are Byzantine; else None."""
     if not is_own(part):
@@ -50,8 +52,8 @@ def condition(part: Part, n: int, f: int) -> str | None:
 
 def weighted_condition(part: Part, shares: Shares, f: int) -> str | None:
     """As `condition`, for points of these weights; also why the part does not take any."""
-    if not is_weighable(part) or (is_columnwise(part) and (is_selecting(part) or not is_columnar(part))):
-        return "it has no form for rows of unequal weight"
+    if not is_weighable(part) or not takes_weights(part):
+        return NO_FORM
     if not is_own(part):
         return part.weighted_requires(shares, f)
     return _reason(part, "weighted_requires", lambda: part.weighted_requires(shares, f))

@@ -232,6 +232,13 @@ def is_columnar(rule: object) -> TypeGuard[Columnar]:
     return issubclass(type(rule), Columnar)
 
 
+def takes_weights(part: Part | type[Part]) -> bool:
+    """Whether a part, or every part of a class, has a form for rows of unequal weight."""
+    of = part if isinstance(part, type) else type(part)
+    columnar = issubclass(of, Columnar) and not issubclass(of, Selecting)
+    return issubclass(of, Weighable) and (columnar or not issubclass(of, Columnwise))
+
+
 class Aggregate(NamedTuple):
     """The update of a round, and the weight of each row in it."""
 

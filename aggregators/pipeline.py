@@ -134,6 +134,14 @@ class Aggregator:
         after = f" (after {', '.join(map(shown, self.mix))}: {n} points)" if self.mix else ""
         return f"{shown(self.rule)}: {reason}{after}" if reason else None
 
+    @property
+    def weightless(self) -> str | None:
+        """Why it takes no rows of unequal weight, whatever these are; None where it does."""
+        for part in (*self.mix, self.rule):
+            if not base.takes_weights(part):
+                return f"{shown(part)}: {answers.NO_FORM}"
+        return None
+
     def _weighted_requires(self, shares: Shares, f: int) -> str | None:
         for part in (*self.mix, self.rule):
             if reason := answers.weighted_condition(part, shares, f):

@@ -51,6 +51,11 @@ def test_a_file(tmp_path, name):
         (["weights={w00: 1, w01: 2, v02: 3}"], "weights", "'v02', which is no worker"),
         (["weights_cap.alpha_star=0.4"], "weights_cap", "truncates `weights`, and there are none"),
         (["weights=samples"], "weights", "with partition=shared, which deals no samples"),
+        (
+            ["weights=samples", "partition=iid", "aggregator=meamed"],
+            "aggregator",
+            "MeaMed(f=1): it has no form for rows of unequal weight",
+        ),
     ],
 )
 def test_what_is_wrong_is_said(settings, path, said):
@@ -75,6 +80,7 @@ def test_weights_that_break_the_promise_of_the_rule():
         (["weights_cap={alpha: 1, alpha_star: 0.4}"], "weights_cap", "`alpha` should be between"),
         (["weights_cap={}"], "weights_cap.alpha_star", "is required"),
         (["aggregator=bulyan", "f=0"], "aggregator", "no form for rows of unequal weight"),
+        (["aggregator=bulyan", "f=0"], "aggregator", "Weights are taken by caf, centered_clipping"),
         (
             ["participation={fedlaavg: {form: delta}}", "aggregator=mean", "f=0"],
             "weights",

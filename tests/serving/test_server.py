@@ -208,6 +208,7 @@ def test_a_port_that_is_taken_is_an_error_of_start(tmp_path):
         ({"evaluate": 3}, "evaluate: should be a function"),
         ({"on_round": 3}, "on_round: should be a function"),
         ({"f": 2}, "f"),
+        ({"weights": "samples"}, "weights: should be numbers by worker: the data are in the programs"),
     ],
 )
 def test_settings_that_cannot_be_are_named(settings, said):

@@ -11,6 +11,7 @@ from varangian.cli.arguments.common import FORMATS
 from varangian.config import RunConfig, loads
 from varangian.config.overrides import apply_overrides
 from varangian.config.settings import groups
+from varangian.config.worker_names import SAMPLES
 from varangian.protos.network.address import EVERYWHERE, AddressError, parse_address
 from varangian.registry import ConfigError, Problem
 
@@ -38,6 +39,13 @@ def settings_from(config: Config, given: Mapping[str, Any], name: str) -> RunCon
         raise ConfigError([Problem(one.replace("__", "."), rule, hint=hint) for one in wrong])
     base = {key: value for key, value in base_settings(config).items() if key not in AT_WORKERS}
     settings = apply_overrides(base, [*assignments(given)], groups())
+    if settings.get("weights") == SAMPLES:
+        rule = (
+            "should be numbers by worker: the data are in the programs of the workers, and what one says "
+            "of its own number of samples would be a claim that nobody has checked"
+        )
+        hint = "As weights={'berlin': 17834, 'graz': 190}, or the name of a file with such a mapping."
+        raise ConfigError([Problem("weights", rule, SAMPLES, hint)])
     settings = {"buffers": "local", **settings}
     settings |= {"model": {"own": {"name": name}}, "data": "own", "metrics": []}
     return loads(settings, whole=False)

@@ -99,6 +99,30 @@ def test_a_rule_that_the_run_cannot_use_is_named_with_the_reason():
     assert "close to the limit of 2 f + 1 = 7" in said(found)
 
 
+def test_weights_of_workers_are_asked_too():
+    weights = {f"w{i:02}": 1.0 + i for i in range(15)}
+    found = advice(partition="iid", weights=weights)
+    budget = (13 + 14 + 15) / 120
+    assert found.aggregator == "krum"
+    assert "measured with workers of equal weight" in said(found)
+    assert f"coefficient kappa for the weight B = {budget:.3g} of the 3 heaviest" in said(found)
+    config = load(None, [*found.settings])
+    wanted = config.aggregator.kappa(15, 3, [*weights.values()])
+    assert f"at most {wanted:.3g} times" in said(found)
+    assert "measured with workers of equal weight" not in said(advice(partition="iid"))
+
+
+def test_rules_that_take_no_weights_or_lose_by_them_are_not_advised():
+    made = [table({"bulyan": {"alie": 0.9}, "arc+caf": {"alie": 0.9}, "median": {"alie": 0.8}})]
+    assert advice(tables=made).aggregator in ("bulyan", "arc+caf")
+    for weights in ({f"w{i:02}": 1.0 + i for i in range(15)}, "samples"):
+        found = advice(tables=made, weights=weights, partition="iid")
+        assert found.aggregator == "median"
+        assert "it has no form for rows of unequal weight" in said(found)
+        assert "arc+caf would be as good or better, but: with weights it gives up" in said(found)
+    assert "depends on the weights, which are not known here" in said(found)
+
+
 def test_the_mean_is_advised_against_wrong_labels_alone_where_it_wins():
     found = advice(partition=SKEWED, threat="labels")
     assert found.aggregator == "mean"

@@ -20,7 +20,7 @@ from varangian.config.checks.rounds import (
     check_vectors,
     check_window,
 )
-from varangian.config.checks.weights import check_cap, check_dealt, check_weights
+from varangian.config.checks.weights import check_cap, check_dealt, check_form, check_weights
 from varangian.config.settings import AUTO, RunConfig
 from varangian.registry import FIXES, Problem, fixes
 from varangian.server.training.optimizers import OPTIMIZERS, OwnOptimizer
@@ -236,6 +236,7 @@ CHECKS = (
     Check(frozenset({"server"}), _check_kept_rows),
     Check(frozenset({"workers", "weights", "weights_cap", "participation"}), check_weights),
     Check(frozenset({"weights", "partition"}), check_dealt),
+    Check(frozenset({"weights", "aggregator"}), check_form),
     Check(frozenset({"workers", "f", "weights", "weights_cap"}), check_cap),
     Check(
         frozenset({"workers", "f", "server", "aggregator", "participation", "weights", "weights_cap"}),

@@ -10,6 +10,7 @@ from typing import Any
 from varangian.aggregators import Aggregator
 from varangian.aggregators.base import spent, tolerance
 from varangian.aggregators.spec import parts_of
+from varangian.config.checks.weights import takers_hint
 from varangian.config.settings import RunConfig
 from varangian.files import user_path
 from varangian.protos.encoding import FLOAT32
@@ -158,6 +159,8 @@ def _cost_of_weights(config: RunConfig, rows: int) -> str:
     """A sentence about the weights, where only they break the promise of the rule."""
     if config.worker_weights is None or config.aggregator.requires(rows, config.f):
         return ""
+    if config.aggregator.weightless:
+        return f"Without weights it would hold. {takers_hint()} "
     return "Without weights it would hold; `weights_cap`, as {alpha_star: 0.3}, truncates them. "
 
 

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from typing import Any
 
+from varangian.aggregators.base import MIXINGS, RULES, takes_weights
 from varangian.config.settings import RunConfig
 from varangian.config.worker_names import SAMPLES
-from varangian.registry import FIXES, Problem, fixes
+from varangian.registry import FIXES, NOTHING, Problem, Registry, fixes
 from varangian.worker.data.partition import PARTITIONS, Shared
 
 SHOWN = 5
@@ -33,6 +35,23 @@ def check_weights(config: RunConfig) -> Iterator[Problem]:
         others = sorted(set(config.weights) - set(config.worker_names))
         hint = f"It has {others[0]!r}, which is no worker of the run." if others else ""
         yield Problem("weights", rule, hint=hint)
+
+
+def check_form(config: RunConfig) -> Iterator[Problem]:
+    """A rule without a form for weights, where these are not known yet; see also `check_guarantee`."""
+    if config.weights == SAMPLES and (reason := config.aggregator.weightless):
+        yield Problem("aggregator", f"should take weights, and {reason}", NOTHING, hint=takers_hint())
+
+
+def takers_hint() -> str:
+    """A sentence with the rules that take weights."""
+    rules, mixings = ([name for name in known if takes(known, name)] for known in (RULES, MIXINGS))
+    return f"Weights are taken by {', '.join(rules)}, alone or behind {', '.join(mixings)}."
+
+
+def takes(known: Registry[Any], name: str) -> bool:
+    """Whether a registered part takes weights."""
+    return takes_weights(known.entry(name)[0])
 
 
 def check_dealt(config: RunConfig) -> Iterator[Problem]:

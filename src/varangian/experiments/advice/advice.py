@@ -11,6 +11,7 @@ from varangian.aggregators.base import Columnwise
 from varangian.config import RunConfig
 from varangian.experiments.advice.choice import (
     MOMENTUM,
+    WEIGHED,
     Candidate,
     Choice,
     choose,
@@ -233,18 +234,24 @@ def _momentum(question: Question, best: Candidate, tables: Sequence[Table]) -> I
 
 
 def _guarantee(question: Question, best: Candidate) -> Iterator[str]:
-    n, f = question.n, question.f
+    n, f, budget = question.n, question.f, question.budget
     config = best.config
     if not config.aggregator.robust:
         yield f"None against vectors made to do harm: {best.aggregator} is for wrong labels alone."
         return
     least = f"no rule has less than f / (n - 2 f) = {f / (n - 2 * f):.2g}"
-    if best.kappa is None:
+    said = f"n = {n}, f = {f}"
+    if budget is not None:
+        least = f"no rule has less than B / (1 - 2 B) = {budget / (1 - 2 * budget):.2g}"
+        said = f"the weight B = {budget:.3g} of the {f} heaviest"
+    if question.weighed and budget is None:
+        yield "What it is depends on the weights, which are not known here."
+    elif best.kappa is None:
         yield f"Its condition holds for n = {n} and f = {f}; no coefficient is proven for it, and {least}."
     else:
         yield (
             f"The squared error of the update is at most {best.kappa:.3g} times the variance of the honest "
-            f"vectors, whatever the others send (coefficient kappa for n = {n}, f = {f}; {least})."
+            f"vectors, whatever the others send (coefficient kappa for {said}; {least})."
         )
     silent = n - config.quorum if question.participation == "sync" else 0
     if silent:
@@ -344,6 +351,11 @@ def _not_covered(question: Question, choice: Choice) -> Iterator[str]:
         other = [*differences(question, table)]
         if other:
             yield f"The nearest measured setting has {'; '.join(other)} ({table.label})."
+    if question.weighed:
+        yield (
+            "All of this was measured with workers of equal weight. With weights nnm+trimmed_mean and "
+            f"nnm+geometric_median were best under attack: {WEIGHED}."
+        )
     if question.skew is None:
         known = (
             "The partition is not known"

@@ -14,6 +14,10 @@ from varangian.experiments.advice.question import Question
 
 NOISE = 0.005
 """Worst cases so near to each other are taken as equal: a few seeds do not tell them apart."""
+WEIGHED = "python benchmarks/weights.py"
+"""What measures rules with weights."""
+WORSE_BY_WEIGHT = "caf"
+"""A rule that is worse there than without weights."""
 AS_NEAR = 0.15
 """Of several data sets or partitions, those count whose distance is at most so much more than the least."""
 MOMENTUM = 0.9
@@ -74,8 +78,10 @@ def choose(question: Question, evidence: Sequence[Table]) -> Choice:
         config, reason = question.check(typed(name))
         if config is None:
             refused.append((name, reason))
+        elif question.weighed and WORSE_BY_WEIGHT in name.split("+"):
+            refused.append((name, f"with weights it gives up twice the weight budget ({WEIGHED})"))
         elif config.aggregator.robust or question.threat == "labels":
-            kappa = config.aggregator.kappa(question.n, question.f)
+            kappa = config.aggregator.kappa(question.n, question.f, question.weights)
             rows = tuple((table, table.rows[name]) for table in tables)
             candidates.append(Candidate(name, rows, behind[name], kappa, config))
         else:

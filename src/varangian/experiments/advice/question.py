@@ -49,6 +49,23 @@ class Question:
         return None if self.partition is None else skew_of(self.partition)
 
     @property
+    def weighed(self) -> bool:
+        """Whether workers have weights, whether they are known or not."""
+        return self.config.weights is not None
+
+    @property
+    def weights(self) -> list[float] | None:
+        """The weights of the workers; None where all are equal or not known."""
+        weights = self.config.worker_weights
+        return None if weights is None or len({*weights.values()}) == 1 else [*weights.values()]
+
+    @property
+    def budget(self) -> float | None:
+        """The share of the weight that the f heaviest have; None as above."""
+        weights = self.weights
+        return None if weights is None else sum(sorted(weights)[self.n - self.f :]) / sum(weights)
+
+    @property
     def participation(self) -> str:
         (name,) = self.config.resolved()["participation"]
         return str(name)
