@@ -271,7 +271,12 @@ class Aggregator:
         )
 
     def repeated(
-        self, rows: Rows, fixed: int, reference: Tensor | None, measured: Callable[[], Tensor]
+        self,
+        rows: Rows,
+        fixed: int,
+        reference: Tensor | None,
+        measured: Callable[[], Tensor],
+        weights: Weights | None = None,
     ) -> Callable[[torch.Generator], Aggregate]:
         """The aggregator for a number of calls with the same tensors, of which some change in between.
 
@@ -284,25 +289,28 @@ class Aggregator:
             fixed: so many of them, the first, have always the same content.
             reference: as for a call; its content does not change.
             measured: as for a call.
+            weights: as for a call; then every update is found anew.
 
         Raises:
             RowsError: the reference does not fit the rows.
             AggregationError: too few rows for the guarantee.
         """
-        now, backend = self.among(range(len(rows)), 0), backend_for(rows, self.backend)
+        shares, backend = shares_of(weights, len(rows)), backend_for(rows, self.backend)
+        now = self.among(range(len(rows)), 0, shares)
         given = _CallOptions(measured, None, self.backend)
         valid = _untouched(rows, _checked(reference, rows), backend, given)
-        trusted = not is_whole(self.rule) and unscreened(backend, rows, self._described)
-        last = _LastAnswer(fixed)
+        described = self._described and shares is None
+        trusted = not is_whole(self.rule) and unscreened(backend, rows, described)
+        last = _LastAnswer(fixed) if shares is None else None
 
         def call(rng: torch.Generator) -> Aggregate:
             before = rng.get_state() if self.mix else None
             if trusted:
                 with suppress(NotFinite):
-                    return now._answer(valid, rng, last)
+                    return now._answer(valid, rng, last, shares)
             if before is not None:
                 rng.set_state(before)
-            return self(rows, reference, rng, measured=measured)
+            return self(rows, reference, rng, measured=measured, weights=shares)
 
         return call
 

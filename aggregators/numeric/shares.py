@@ -9,7 +9,7 @@ n  rows     m  rows that are left
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Any
@@ -152,6 +152,16 @@ class WeightCap:
         """The weights, none above U; None where there is no such U."""
         most = self.bound(weights, f)
         return None if most is None else tuple(min(most, weight) for weight in weights)
+
+
+def weights_by_name(
+    given: Mapping[str, float], names: Sequence[str], cap: WeightCap | None, f: int
+) -> dict[str, float]:
+    """What each of these rows weighs, after truncation; one without a weight has the least of all."""
+    least = min(given.values())
+    known = [given.get(name, least) for name in names]
+    capped = known if cap is None else cap.capped(known, f)
+    return dict(zip(names, known if capped is None else capped, strict=True))
 
 
 def least_favourable(weights: Sequence[float], rows: int, f: int) -> list[float]:

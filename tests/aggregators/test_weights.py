@@ -1,6 +1,7 @@
 """Rows of unequal weight: the same as equal copies, formulas of papers, budgets, and who refuses."""
 
 from itertools import combinations
+from pathlib import Path
 from typing import Any, cast
 
 import numpy as np
@@ -13,6 +14,7 @@ from tests.extent import examples
 from torch import Tensor
 
 from varangian.aggregators import AggregationError, Aggregator, Rows, RowsError, aggregator_from
+from varangian.aggregators.base import MIXINGS, RULES, takes_weights
 from varangian.aggregators.numeric.shares import Shares
 from varangian.aggregators.streaming.sharded import decide, measure
 from varangian.aggregators.streaming.stream import Stream
@@ -383,3 +385,12 @@ def test_budget() -> None:
     left = shares.keeping([0, 2, 3])
     assert left.budget(1) == pytest.approx(0.4 / 0.7)
     assert left.budget(0) == pytest.approx(0.1 / 0.7)
+
+
+def test_the_page_has_the_rules_that_take_no_weights() -> None:
+    page = (Path(__file__).parents[2] / "docs/concepts/robustness.md").read_text()
+    said = page[: page.index("refuse weights. The coefficient")].rpartition("\n\n")[2]
+    refusing = {
+        name for known in (RULES, MIXINGS) for name in known if not takes_weights(known.entry(name)[0])
+    }
+    assert {word.strip("`,") for word in said.split() if word.startswith("`")} == refusing

@@ -186,3 +186,51 @@ class Failing:
 
     def __call__(self, gram):
         return 1 / 0
+
+
+WEIGHTS = (5.0, 1.0, 2.0, 1.5, 1.0, 3.0, 1.0, 2.0, 1.0, 1.0, 4.0, 1.0, 3.0, 1.0, 2.5)
+"""Of twelve honest rows and three of attackers; the three heaviest have 0.4 of the whole."""
+WEIGHTED = ["mean", "krum", "median", "trimmed_mean", "geometric_median", "caf", "flag", "nnm+trimmed_mean"]
+
+
+@pytest.mark.parametrize("t", [0.3, 1.5, 40.0])
+@pytest.mark.parametrize("rule", [*WEIGHTED, {"rule": "krum", "per_block": True}], ids=str)
+def test_a_probe_of_rows_with_weights(rule, t):
+    known = live(rule, blocks=(25, 15), weights=WEIGHTS)
+    honest = rows()
+    share = torch.tensor(WEIGHTS[:H], dtype=torch.float64)
+    mean = share @ honest.double() / share.sum()
+    base, direction = honest.mean(dim=0), -honest.std(dim=0)
+    effect = known.along(honest, base, direction, F)(t)
+    together = torch.cat([honest, (base + t * direction).expand(F, -1)])
+    update = known.aggregator(together, mean.float(), blocks=known.blocks, weights=WEIGHTS)
+    apart = update.vector.double() - mean
+    scale = float(mean.square().sum() + apart.square().sum())
+    assert effect.deviation == pytest.approx(float(apart.square().sum()), abs=1e-5 * scale)
+    assert effect.inner == pytest.approx(float(update.vector.double() @ mean), abs=1e-5 * scale)
+    if update.weights is not None:
+        assert effect.mass == pytest.approx(float(update.weights[H:].sum()), abs=1e-6)
+    assert torch.allclose(known(together), update.vector, rtol=1e-5, atol=1e-6)
+
+
+def test_equal_weights_are_none():
+    honest = rows()
+    for rule in ("nnm+krum", "nnm+median", "trimmed_mean"):
+        plain, equal = live(rule), live(rule, weights=(2.0,) * N)
+        found = [one.along(honest, honest[0], honest[1], F)(2.0) for one in (plain, equal)]
+        assert found[0] == found[1]
+
+
+def test_attackers_who_send_nothing_take_their_weights_along():
+    known = live("trimmed_mean", weights=WEIGHTS)
+    honest, sent = rows(), rows(1)
+    found = known(torch.cat([honest, sent]), ranks=[2])
+    wanted = known.aggregator(torch.cat([honest, sent]), weights=[*WEIGHTS[:H], WEIGHTS[H + 2]])
+    assert torch.equal(found, wanted.vector)
+    assert known.weights_of(H + F + 1) == (*WEIGHTS, 1.0)
+
+
+def test_a_rule_that_does_not_hold_by_weight_takes_no_round():
+    heavy = (20.0, *WEIGHTS[1:])
+    assert not live("median", f=1, weights=WEIGHTS).refuses(N)
+    assert live("median", weights=heavy).refuses(N)

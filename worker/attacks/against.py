@@ -34,16 +34,18 @@ def made(name: Rule, f: int) -> Selection | Median | TrimmedMean:
 def attacked(name: Rule | None, knows: Knowledge) -> Selection | Median | TrimmedMean | None:
     """The rule that an attack is against; None where only the run's aggregator as it is can be asked.
 
-    That is behind mixings, and block by block, where whole vectors have no distances.
+    That is behind mixings, block by block, where whole vectors have no distances, and for a selection where
+    rows have weights.
     """
     if name is not None:
         return made(name, knows.f if knows.rule is None else knows.rule.f)
     known = None if knows.rule is None else knows.rule.aggregator
     if known is None or known.mix or known.splits:
         return None
-    if not isinstance(known.rule, Krum | Bulyan | Median | TrimmedMean):
-        return None
-    return known.rule
+    rule = known.rule
+    if isinstance(rule, Krum | Bulyan):
+        return rule if knows.shares is None else None
+    return rule if isinstance(rule, Median | TrimmedMean) else None
 
 
 def largest_selected(rule: Selection, rows: HonestRows, f: int) -> float:

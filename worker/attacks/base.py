@@ -16,6 +16,8 @@ from typing import Any, ClassVar, Literal, Protocol, TypeAlias, TypeGuard, runti
 import torch
 from torch import Tensor
 
+from varangian.aggregators.numeric.shares import Shares
+from varangian.aggregators.pipeline import shares_of
 from varangian.own_classes import OwnClasses, OwnFunction, is_own, named
 from varangian.plugins import InputError, describe_error
 from varangian.registry import Registry
@@ -59,6 +61,14 @@ class Knowledge:
     """Sizes of the parameter tensors of the model, which make up the d coordinates in this order."""
     found: dict[int, Any] = field(default_factory=dict[int, Any])
     """Of those who see these vectors in this process: what one of them has computed for all (`nested`)."""
+
+    @property
+    def shares(self) -> Shares | None:
+        """Weights of the honest rows, and then of the f of attackers; None where all weigh the same."""
+        if self.rule is None:
+            return None
+        n = len(self.honest) + self.f
+        return shares_of(self.rule.weights_of(n), n)
 
 
 @runtime_checkable

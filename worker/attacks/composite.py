@@ -415,6 +415,7 @@ class Composite:
         """The preparation of questions to a rule, for a `Scene`; None where it cannot be asked."""
         if rule is None or not bool(mean.isfinite().all()):
             return None
+        target = mean if rule.weights is None else rule.mean(honest)
 
         def prepare(vectors: Sequence[Tensor | None], taking: Sequence[int]) -> Deviation:
             (first, *others) = vectors
@@ -423,8 +424,12 @@ class Composite:
                 return lambda factor: probe(factor).deviation
 
             def deviation(factor: float) -> float:
-                sent = self.of_all(stretched(mean, vectors, taking, factor), f)
-                return float((rule(torch.stack([*honest, *sent])) - mean).double().square().sum())
+                sent, ranks = (
+                    self.of_all(stretched(mean, vectors, taking, factor), f),
+                    self.ranks(vectors, f),
+                )
+                update = rule(torch.stack([*honest, *sent]), ranks=ranks)
+                return float((update - target).double().square().sum())
 
             return deviation
 
@@ -434,6 +439,10 @@ class Composite:
         """The vectors of all f attackers, given those of the groups; those who send nothing have none."""
         sent = (vectors[self.group(rank, f)] for rank in range(f))
         return [vector for vector in sent if vector is not None]
+
+    def ranks(self, vectors: Sequence[Tensor | None], f: int) -> list[int]:
+        """The attackers of whom `of_all` has a vector."""
+        return [rank for rank in range(f) if vectors[self.group(rank, f)] is not None]
 
     def _moved(
         self, step: Step, scene: Scene, vector: Tensor, key: tuple[int, int], kept: dict[Any, Any]

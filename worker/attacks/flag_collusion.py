@@ -10,6 +10,7 @@ import numpy as np
 from torch import Tensor
 
 from varangian.aggregators import Flag
+from varangian.aggregators.numeric.shares import Shares
 from varangian.worker.attacks.base import ATTACKS, Knowledge, Sight
 from varangian.worker.attacks.honest_rows import Direction, HonestRows, measure
 
@@ -59,7 +60,8 @@ class FlagCollusion:
         rule = known.rule if known is not None and isinstance(known.rule, Flag) else Flag()
         longest = math.sqrt(max(0.0, rows.mean_length + float((rows.squares + 2 * rows.products).max())))
         found = [combination(rows, tilt, longest) for tilt in TILTS] if rows.mean_length else []
-        best = max(found, key=lambda pair: harm(rule, rows, pair, knows.f), default=(0.0, 0.0))
+        shares = knows.shares if rule.lam == 0 else None  # with pairs Flag takes no weights
+        best = max(found, key=lambda pair: harm(rule, rows, pair, knows.f, shares), default=(0.0, 0.0))
         base, gamma = best if any(best) else (0.0, longest / math.sqrt(rows.length))
         return rows.at(gamma, own, base)
 
@@ -72,10 +74,12 @@ def combination(rows: HonestRows, tilt: float, length: float) -> tuple[float, fl
     return (base * length / found, gamma * length / found) if found else (0.0, 0.0)
 
 
-def harm(rule: Flag, rows: HonestRows, sent: tuple[float, float], f: int) -> float:
+def harm(
+    rule: Flag, rows: HonestRows, sent: tuple[float, float], f: int, shares: Shares | None = None
+) -> float:
     """<F, p> / |p| - <F, mean> / |mean| of the result F, where f attackers have these coefficients."""
     base, gamma = sent
-    weights = rule(rows.gram(gamma, f, base)).numpy()
+    weights = rule(rows.gram(gamma, f, base).weighted(shares)).numpy()
     along = np.append(rows.along + rows.mean_along, [base * rows.mean_along + gamma * rows.length] * f)
     ahead = np.append(
         rows.products + rows.mean_length, [base * rows.mean_length + gamma * rows.mean_along] * f

@@ -25,6 +25,7 @@ from varangian.aggregators.blocks import columns_of
 from varangian.aggregators.gram import ORIGIN
 from varangian.aggregators.kernels import NotFinite
 from varangian.aggregators.numeric.algebra import Array
+from varangian.aggregators.pipeline import shares_of
 from varangian.aggregators.rows import Rows
 from varangian.own_classes import is_own
 
@@ -38,7 +39,7 @@ class Effect(NamedTuple):
     """The effect of the attackers' vectors on the update F, next to the mean of the honest vectors."""
 
     deviation: float
-    """|F - mean|^2."""
+    """|F - mean|^2; with weights this is the weighted mean of the honest."""
     inner: float
     """<F, mean>."""
     honest: float
@@ -67,24 +68,52 @@ class LiveRule:
     of the honest rows: with momentum the last aggregate of a robust rule is near it."""
     blocks: tuple[int, ...] | None = None
     """Sizes of the parameter tensors, for a rule that is applied to each by itself."""
+    weights: tuple[float, ...] | None = None
+    """What the rows of a round weigh, those of the attackers last; None where all weigh the same."""
 
-    def __call__(self, rows: Tensor, rng: torch.Generator | None = None) -> Tensor:
+    def __call__(
+        self, rows: Tensor, rng: torch.Generator | None = None, *, ranks: Sequence[int] | None = None
+    ) -> Tensor:
         """The update (d,) from rows (n, d), the honest first; the last f are taken for the attackers'.
 
         Args:
             rows: of one round.
             rng: randomness of the mixings; by default always the same.
+            ranks: of the attackers whose rows the last ones are, where some send nothing.
 
         Raises:
             AggregationError: the rule does not take these rows, or is of the user and fails.
         """
         honest = rows[: max(1, len(rows) - self.f)]
         reference = self._reference(honest)
-        return self.aggregator(rows, reference, rng or _draw(0), blocks=self.blocks).vector
+        weights, rng = self.weights_of(len(rows), ranks), rng or _draw(0)
+        return self.aggregator(rows, reference, rng, blocks=self.blocks, weights=weights).vector
 
     def refuses(self, n: int) -> bool:
         """Whether the rule takes no round of n rows."""
-        return self.aggregator.requires(n) is not None
+        return self.aggregator.requires(n, weights=self.weights_of(n)) is not None
+
+    def weights_of(self, n: int, ranks: Sequence[int] | None = None) -> tuple[float, ...] | None:
+        """What n rows weigh; where there are more than in the round, the others have the least.
+
+        Args:
+            n: the honest rows, and those of attackers.
+            ranks: of the attackers whose rows these are; by default of the first ones.
+        """
+        known = self.weights
+        if known is None or n == len(known):
+            return known
+        honest = n if ranks is None else n - len(ranks)
+        places = (*range(honest), *(honest + rank for rank in ranks or ()))
+        return tuple(known[place] if place < len(known) else min(known) for place in places)
+
+    def mean(self, honest: Tensor) -> Tensor:
+        """The mean of the honest rows by what they weigh: what the server would take without attackers."""
+        weights = self.weights_of(len(honest))
+        if weights is None or len({*weights}) == 1:
+            return honest.mean(dim=0)
+        share = torch.tensor(weights, dtype=torch.float64, device=honest.device)
+        return ((share / share.sum()) @ honest.double()).to(honest)
 
     def along(
         self, honest: Tensor, base: Tensor, direction: Tensor, copies: int
@@ -107,17 +136,21 @@ class LiveRule:
         reference = self._reference(honest)
         if not bool(reference.isfinite().all()):
             return lambda t: UNKNOWN
+        weights = self.weights_of(len(honest) + copies)
         if not self.aggregator.splits:
-            return Probe(self.aggregator, honest, reference, (base, direction), copies)
+            return Probe(self.aggregator, honest, reference, (base, direction), copies, weights)
         single = replace(self.aggregator, per_block=False)
         columns = columns_of(self.blocks, honest.shape[1])
         return BlockProbe(
-            [Probe(single, honest[:, c], reference[c], (base[c], direction[c]), copies) for c in columns],
+            [
+                Probe(single, honest[:, c], reference[c], (base[c], direction[c]), copies, weights)
+                for c in columns
+            ],
             [(c.stop - c.start) / honest.shape[1] for c in columns],
         )
 
     def _reference(self, honest: Tensor) -> Tensor:
-        return honest.mean(dim=0) if self.reference is None else self.reference
+        return self.mean(honest) if self.reference is None else self.reference
 
 
 class Probe:
@@ -134,8 +167,14 @@ class Probe:
         reference: Tensor,
         line: tuple[Tensor, Tensor],
         copies: int,
+        weights: Sequence[float] | None = None,
     ) -> None:
-        self._whole, self._now = aggregator, aggregator.among(range(len(honest) + copies), 0)
+        n = len(honest) + copies
+        self._shares = shares_of(weights, n)
+        self._whole, self._now = aggregator, aggregator.among(range(n), 0, self._shares)
+        p = np.ones(n) if self._shares is None else self._shares.p
+        self._part = p[: len(honest)] / p[: len(honest)].sum()
+        """Of each honest row in their mean."""
         self._honest, self._reference, self._copies = honest, reference, copies
         self._vectors = honest.unbind()
         self._base, self._direction = line
@@ -173,7 +212,7 @@ class Probe:
 
     def _in_gram(self, t: float, rng: torch.Generator) -> Effect:
         honest, products = len(self._honest), self._gram.basis.products.numpy()
-        gram = self._gram.mixed(torch.from_numpy(self._rows_at(t)))
+        gram = self._gram.mixed(torch.from_numpy(self._rows_at(t))).weighted(self._shares)
         for mixing in self._now.mix:
             gram = gram.mixed(mixed(mixing, gram, rng))
         place = gram.combination(weights(cast("Weighting", self._now.rule), gram)).numpy()
@@ -191,7 +230,7 @@ class Probe:
         """The mean of the honest rows, the origin, the way between them, and its squared length."""
         honest, products = len(self._honest), self._gram.basis.products.numpy()
         mean, origin = np.zeros(honest + 4), np.zeros(honest + 4)
-        mean[:honest] = 1 / honest
+        mean[:honest] = self._part
         origin[ORIGIN] = 1
         middle = mean - origin
         return mean, origin, middle, max(0.0, float(middle @ products @ middle))
@@ -221,12 +260,16 @@ class Probe:
     @cached_property
     def _repeated(self) -> Callable[[torch.Generator], Aggregate]:
         rows = Rows((*self._vectors, *[self._sent] * self._copies))
-        return self._whole.repeated(rows, len(self._vectors), self._reference, self._measured)
+        fixed = len(self._vectors)
+        return self._whole.repeated(rows, fixed, self._reference, self._measured, self._shares)
 
     @cached_property
     def _mean(self) -> tuple[Tensor, float]:
         """The mean of the honest rows, and its squared length."""
-        mean = self._honest.double().mean(dim=0)
+        honest = self._honest.double()
+        mean = honest.mean(dim=0)
+        if self._shares is not None:
+            mean = torch.from_numpy(self._part).to(honest.device) @ honest
         return mean, float(mean.square().sum())
 
     @cached_property

@@ -11,11 +11,13 @@ import torch
 from torch import Tensor
 
 from varangian.aggregators import Krum
-from varangian.worker.attacks.against import attacked, selects
+from varangian.worker.attacks.against import selects
 from varangian.worker.attacks.alie import population_deviation
 from varangian.worker.attacks.base import ATTACKS, Knowledge, Sight
 from varangian.worker.attacks.honest_rows import HonestRows, measure, same_place, sendable
 
+BEYOND = 16
+"""Times the paper's bound, where lambda begins if rows have weights."""
 SMALLEST = 1e-5
 """The part of its first value below which lambda is not halved further."""
 
@@ -57,9 +59,11 @@ class StatOpt:
 
     def __call__(self, own: Tensor, knows: Knowledge) -> Tensor:
         if self.against == "krum":
-            rule = attacked(None, knows)
+            known = None if knows.rule is None else knows.rule.aggregator
+            plain = known is not None and not known.mix and not known.splits
             f = knows.f if knows.rule is None else knows.rule.f
-            return towards_krum(rule if isinstance(rule, Krum) else Krum(f=f), own, knows)
+            rule = known.rule if known is not None and plain and isinstance(known.rule, Krum) else Krum(f=f)
+            return towards_krum(rule, own, knows)
         mean = knows.honest.mean(dim=0, dtype=torch.float64)
         deviation = population_deviation(knows.honest)
         steps = torch.rand(own.shape, generator=knows.rng).add_(3).to(mean)
@@ -67,11 +71,14 @@ class StatOpt:
 
 
 def towards_krum(rule: Krum, own: Tensor, knows: Knowledge) -> Tensor:
-    """The vector -lambda sign(mean) with the first lambda that Krum selects."""
-    rows = measure(knows.honest, "sign")
-    first = strength = bound(rows, knows.f)
+    """The vector -lambda sign(mean) with the first lambda that Krum selects.
+
+    With weights the bound of the paper is none: lambda begins above it.
+    """
+    rows, shares = measure(knows.honest, "sign"), knows.shares
+    first = strength = bound(rows, knows.f) * (1 if shares is None else BEYOND)
     while strength > SMALLEST * first:
-        if selects(rule, rows.gram(strength, knows.f, base=0.0), knows.f):
+        if selects(rule, rows.gram(strength, knows.f, base=0.0).weighted(shares), knows.f):
             break
         strength /= 2
     return rows.at(strength, own, base=0.0)

@@ -17,6 +17,7 @@ from typing import Any, NamedTuple, Protocol
 import torch
 from torch import Tensor
 
+from varangian.aggregators.numeric.shares import weights_by_name
 from varangian.own_classes import is_own, named
 from varangian.plugins import InputError
 from varangian.protos.layout import BUFFER, Fragments, Layout, LayoutError, fragments_of
@@ -586,9 +587,19 @@ class WorkerCompute:
         task = self.task
         if task.sight != "all":
             return View(tuple(names), rows, None, {})
-        attackers = sum(task.timetable.available(name, round) for name in task.byzantine)
-        rule = task.rule(len(rows) + attackers, self.layout.sizes)
+        attackers = [name for name in task.byzantine if task.timetable.available(name, round)]
+        known = self._weights
+        weights = None if known is None else tuple(known[name] for name in (*names, *attackers))
+        rule = task.rule(len(rows) + len(attackers), self.layout.sizes, weights)
         return View(tuple(names), rows, rule, {})
+
+    @cached_property
+    def _weights(self) -> Mapping[str, float] | None:
+        """What the server has the vector of each worker weigh; None where all weigh the same."""
+        task, given = self.task, self.task.weights
+        if given == "samples":
+            given = {name: float(count) for name, count in self.samples.items()}
+        return given and weights_by_name(given, task.workers, task.weights_cap, task.f)
 
     def knowledge(self, name: str, round: int, view: View, parameters: Tensor) -> Knowledge:
         """The knowledge of an attacker that sees these vectors."""

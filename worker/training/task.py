@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Literal, Protocol
 
 from varangian.aggregators import Aggregator
+from varangian.aggregators.numeric.shares import WeightCap
 from varangian.protos.encoding import FLOAT32, Dtype
 from varangian.worker.attacks import (
     Attack,
@@ -66,6 +67,10 @@ class Task:
     """The honest vectors that an attacker sees; None is what is usual for the attack."""
     aggregator: Aggregator | None = None
     """The rule of the server, for attackers who see all; None where the task has no such attackers."""
+    weights: Mapping[str, float] | Literal["samples"] | None = None
+    """What the server has the vectors weigh, for the same attackers; `samples`: as many as the samples that
+    each draws from."""
+    weights_cap: WeightCap | None = None
     byzantine_data: Literal["share", "all"] = "share"
     """The samples of those that attack: a share, as any worker has, or all, and none is dealt to them."""
     batch_size: int = 32
@@ -159,16 +164,19 @@ class Task:
         names = {"own": (), "colluders": self.byzantine, "all": self.honest}[self.sight]
         return tuple(name for name in names if self.timetable.available(name, round))
 
-    def rule(self, rows: int, blocks: tuple[int, ...]) -> LiveRule | None:
+    def rule(
+        self, rows: int, blocks: tuple[int, ...], weights: tuple[float, ...] | None = None
+    ) -> LiveRule | None:
         """The server's rule as attackers know it; None if they do not, or it takes no round of so many.
 
         Args:
             rows: how many vectors come.
             blocks: sizes of the parameter tensors of the model.
+            weights: of the vectors, those of attackers last; None where all weigh the same.
         """
         if self.aggregator is None or self.sight != "all":
             return None
-        rule = LiveRule(self.aggregator, self.f, blocks=blocks)
+        rule = LiveRule(self.aggregator, self.f, blocks=blocks, weights=weights)
         return None if rule.refuses(rows) else rule
 
     def delay(self, worker: str, round: int) -> float:

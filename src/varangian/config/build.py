@@ -35,6 +35,8 @@ def task(config: RunConfig) -> Task:
         protocol=attack if isinstance(attack, ProtocolAttack) else None,
         knows=config.byzantine.knows,
         aggregator=None if attack is None else config.aggregator,
+        weights=None if attack is None else config.weights,
+        weights_cap=config.weights_cap,
         byzantine_data=config.byzantine.data,
         batch_size=config.worker.batch_size,
         momentum=config.worker.momentum,

@@ -20,7 +20,7 @@ from pydantic import (
 
 from varangian.aggregators import Aggregator
 from varangian.aggregators.base import tolerance
-from varangian.aggregators.numeric.shares import WeightCap, least_favourable
+from varangian.aggregators.numeric.shares import WeightCap, least_favourable, weights_by_name
 from varangian.aggregators.spec import aggregator_from, spec_of
 from varangian.config.aggregator import aggregator_groups, aggregator_schema
 from varangian.config.errors import sections
@@ -414,10 +414,7 @@ class RunConfig(Section):
         given, names = self.weights, self.worker_names
         if not given or isinstance(given, str):
             return None
-        least = min(given.values())
-        known = [given.get(name, least) for name in names]
-        capped = known if self.weights_cap is None else self.weights_cap.capped(known, self.f)
-        return dict(zip(names, known if capped is None else capped, strict=True))
+        return weights_by_name(given, names, self.weights_cap, self.f)
 
     def why_broken(self, rows: int) -> str | None:
         """Why the rule promises nothing for so many rows of whichever workers; None where it does."""

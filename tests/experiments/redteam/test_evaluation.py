@@ -165,3 +165,35 @@ def test_recording_a_training() -> None:
     assert kept[1].reference is not None
     again = record(config, "clean", 1)
     assert torch.equal(again[1].rounds[3].honest, kept[1].rounds[3].honest)
+
+
+def test_rounds_of_workers_with_weights() -> None:
+    """The damage is that to the weighted mean, by the rule with these weights; who is silent has none."""
+    weights = {"w00": 4, "w01": 1, "w02": 2, "w03": 3, "w04": 3}
+    settings = {"model": "softmax", "rounds": 4, "workers": 5, "f": 1, "aggregator": "trimmed_mean"}
+    config = loads({**settings, "weights": weights, "backend": "simulate"})
+    (kept,) = record(config, "clean", 1)
+    assert {one.weights for one in kept.rounds} == {(4.0, 1.0, 2.0, 3.0, 3.0)}
+    share = torch.tensor([0.4, 0.1, 0.2, 0.3])
+    error = total = torch.zeros(kept.rounds[0].honest.shape[1])
+    policy = Composite(steps=("ipm 1",))
+    for one in kept.rounds:
+        sent, mean = one.mean - 2 * one.mean, share @ one.honest
+        rows = torch.stack([*one.honest, sent])
+        error = error + (config.aggregator(rows, weights=[*weights.values()]).vector - mean)
+        total = total + mean
+    found = Judge(config.aggregator, 1, (kept,))(policy).damage
+    assert found == pytest.approx(damage_of(error, total), rel=0.02)
+    silent = Judge(config.aggregator, 1, (kept,))(Composite(steps=("drop 1",)))
+    assert math.isfinite(silent.damage)
+
+
+def test_numbers_of_samples_are_weights_too() -> None:
+    settings = {"model": "softmax", "rounds": 4, "workers": 5, "f": 1, "aggregator": "median"}
+    dealt = {
+        "partition": {"dirichlet": {"alpha": 1}},
+        "weights": "samples",
+        "weights_cap": {"alpha_star": 0.3},
+    }
+    (kept,) = record(loads({**settings, **dealt, "backend": "simulate"}), "clean", 1)
+    assert len({*kept.rounds[0].weights}) > 1

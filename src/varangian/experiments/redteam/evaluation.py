@@ -58,19 +58,27 @@ class Judge:
         forward, efforts = reference, list[float]()
         error = total = torch.zeros_like(window.rounds[0].mean)
         for recorded in window.rounds:
-            scene = self._scene(policy, recorded, forward, window.blocks)
+            rule = LiveRule(
+                self.aggregator,
+                self.aggregator.tolerance or 0,
+                blocks=window.blocks,
+                weights=recorded.weights,
+            )
+            scene = self._scene(policy, recorded, forward, rule)
             try:
                 vectors, memory = policy.play(scene, memory)
-                sent = policy.of_all(vectors, self.f)
+                sent, ranks = policy.of_all(vectors, self.f), policy.ranks(vectors, self.f)
             except AggregationError:  # of a rule that is asked: such attackers decline
-                sent = []
+                sent, ranks = [], []
             rows = [*recorded.honest, *sent]
-            update = self._update(rows, reference, recorded.number, window.blocks)
+            weights = rule.weights_of(len(rows), ranks)
+            update = self._update(rows, reference, recorded.number, window.blocks, weights)
             efforts.append(_effort(scene, sent))
             if update is None:  # the round waits for the attackers, and harms no model
                 continue
-            total = total + recorded.mean
-            error = error + (update - recorded.mean)
+            mean = recorded.mean if recorded.weights is None else rule.mean(recorded.honest)
+            total = total + mean
+            error = error + (update - mean)
             reference = update
             forward = update if bool(update.any()) else forward
         return damage_of(error, total), fmean(efforts)
@@ -80,9 +88,8 @@ class Judge:
         policy: Composite,
         recorded: RecordedRound,
         forward: Tensor | None,
-        blocks: tuple[int, ...] | None,
+        rule: LiveRule,
     ) -> Scene:
-        rule = LiveRule(self.aggregator, self.aggregator.tolerance or 0, blocks=blocks)
         known = None if rule.refuses(len(recorded.honest) + self.f) else rule
         return Scene(
             recorded.number,
@@ -101,12 +108,16 @@ class Judge:
         reference: Tensor | None,
         round: int,
         blocks: tuple[int, ...] | None,
+        weights: tuple[float, ...] | None,
     ) -> Tensor | None:
         rng = torch.Generator().manual_seed(round)
         stacked = torch.stack([*rows])
         try:
             measured = partial(_products, stacked, reference) if self._by_products else None
-            return self.aggregator(stacked, reference, rng, measured=measured, blocks=blocks).vector
+            found = self.aggregator(
+                stacked, reference, rng, measured=measured, blocks=blocks, weights=weights
+            )
+            return found.vector
         except AggregationError:
             return None
 

@@ -21,7 +21,7 @@ from varangian.aggregators import AggregationError, Aggregator
 from varangian.aggregators.base import is_columnwise, is_whole
 from varangian.config import RunConfig
 from varangian.config.build import learner, task
-from varangian.launch.server_run import vector_source
+from varangian.launch.server_run import vector_source, with_sample_weights
 from varangian.worker.attacks.alie import population_deviation
 from varangian.worker.seeds import generator
 from varangian.worker.training.compute import WorkerCompute
@@ -50,6 +50,8 @@ class RecordedRound:
     sign: Tensor
     noise: Callable[[], Callable[[], Tensor]]
     """Makes a source of noise, which draws the same vectors each time."""
+    weights: tuple[float, ...] | None = None
+    """What the rows of the round weigh, those of the f attackers last; None where all weigh the same."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -84,6 +86,7 @@ def record(
         ValueError: the data is missing, or does not fit.
     """
     compute = WorkerCompute(task(config))
+    config = with_sample_weights(config, compute)
     vectors, sentence = vector_source(config, compute)
     if sentence:
         note(sentence)
@@ -92,7 +95,8 @@ def record(
     trained = learner(config, compute.initial(), blocks=sizes, shapes=shapes, buffers=layout.buffers)
     starts = moments(config.rounds)
     windows, held, reference = list[Window](), list[tuple[int, Tensor]](), None
-    honest = config.worker_names[: config.workers - f]
+    honest, known = config.worker_names[: config.workers - f], config.worker_weights
+    weights = dict[int, tuple[float, ...]]()
     for round in range(starts[-1] + LENGTH if config.rounds >= LENGTH else config.rounds):
         rows = vectors.vectors(config.worker_names, round, trained.parameters)
         sent, buffers = trained.split(
@@ -103,10 +107,17 @@ def record(
             held, reference = [], None if trained.reference is None else trained.reference.clone()
         if any(start <= round < start + LENGTH for start in starts) and len(here) > 1:
             held.append((round, torch.stack(here)))
+            if known is not None:
+                there = [name for name in honest if name in sent]
+                weights[round] = tuple(
+                    known[name] for name in (*there, *config.worker_names[len(honest) :])
+                )
             if round + 1 in {start + LENGTH for start in starts} or round + 1 == config.rounds:
                 label = f"{name}, rounds {held[0][0]} to {round}"
                 blocks = layout.trained.sizes
-                windows.append(window(label, held, reference, config.aggregator, config.seed, blocks))
+                found = window(label, held, reference, config.aggregator, config.seed, blocks)
+                kept = tuple(replace(each, weights=weights.get(each.number)) for each in found.rounds)
+                windows.append(replace(found, rounds=kept))
         try:
             trained.step(round, sent, {}, buffers=buffers)
         except AggregationError as error:
