@@ -2,19 +2,25 @@
 
     python benchmarks/diloco.py --json benchmarks/results/diloco.json
     python benchmarks/diloco.py --rounds 3 --rules mean flag --attacks none alie
+    python benchmarks/diloco.py --size 10M --rounds 2 --rules nnm+trimmed_mean --attacks none
 
 Each cell is the held-out loss of a `varangian run` with the backend `simulate`: workers take H steps of
 AdamW and push where they led, the server steps with Nesterov momentum (`docs/how-to/outer-steps.md`). Of
 the rules, `median_norm` is none of this project: each vector is scaled down to the median of all lengths
-and the mean is taken, as trainers with untrusted peers do. Traffic is computed, not measured.
+and the mean is taken, as trainers with untrusted peers do. Traffic is computed, not measured. A file of
+results is added to after each run, and what it has is not run again. The text is that of `docs/`, whose
+changes change digests, so a file belongs to one text and a call with another one is refused.
 """
 
 from __future__ import annotations
 
 import argparse
+import hashlib
+import itertools
 import json
 import math
 import platform
+import shlex
 import sys
 import tempfile
 import time
@@ -23,6 +29,8 @@ from concurrent.futures import ProcessPoolExecutor, as_completed
 from dataclasses import asdict, dataclass
 from multiprocessing import get_context
 from pathlib import Path
+from statistics import fmean
+from typing import Any
 
 import torch
 
@@ -39,6 +47,18 @@ ATTACKS = {
     "x1000": "{extreme_scale: {scale: 1000.0}}",
 }
 """Settings of `byzantine.attack` by name."""
+
+
+LOST = 10.0
+"""A loss above which nothing was learned: log(96), of a guess, is 4.6."""
+SIZES = {
+    "117k": "",
+    "1M": "width: 160, layers: 3, heads: 5",
+    "10M": "width: 384, layers: 6, heads: 6",
+}
+"""Options of `gpt:build` by about how many parameters that makes; those of the example are the smallest."""
+RATES = {"117k": 0.003, "1M": 0.002, "10M": 0.001}
+"""The largest learning rate of AdamW, after 20 steps of warmup."""
 
 
 @dataclass(frozen=True)
@@ -122,14 +142,14 @@ def plain(loss: float | None) -> float | None:
 
 
 def jobs(args: argparse.Namespace) -> Iterator[Job]:
-    for attack in args.attacks:
+    for seed, attack in itertools.product(args.seeds, args.attacks):
         for rule in args.rules:
             attacks = ATTACKS[attack] is not None
             yield Job(
                 rule,
                 attack,
                 (
-                    f"seed={args.seed}",
+                    f"seed={seed}",
                     f"rounds={args.rounds}",
                     f"worker.local_steps={args.steps}",
                     f"aggregator={RULES.get(rule, rule)}",
@@ -138,9 +158,20 @@ def jobs(args: argparse.Namespace) -> Iterator[Job]:
                     f"byzantine.count={2 if attacks else 0}",
                     f"byzantine.attack={ATTACKS[attack] if attacks else 'null'}",
                     *([f"server.fragments={args.fragments}"] if args.fragments > 1 else []),
+                    *of_size(args.size),
                     *args.set,
                 ),
             )
+
+
+def of_size(size: str) -> list[str]:
+    """Settings that are not those of the example."""
+    if not SIZES[size]:
+        return []
+    return [
+        f"model={{custom: {{target: 'gpt:build', options: {{{SIZES[size]}}}}}}}",
+        f"worker.inner={{adamw: {{lr: {RATES[size]}, warmup: 20}}}}",
+    ]
 
 
 def traffic(numbers: int, args: argparse.Namespace, workers: int = 8) -> dict[str, float]:
@@ -155,12 +186,27 @@ def traffic(numbers: int, args: argparse.Namespace, workers: int = 8) -> dict[st
 
 
 def table(results: Sequence[Result], args: argparse.Namespace) -> str:
-    found = {(result.rule, result.attack): result for result in results}
+    """Losses, mean over seeds, and how far each is from the same rule without attack."""
+    wanted = {job.settings for job in jobs(args)}
+    found = dict[tuple[str, str], list[float]]()
+    for result in results:
+        if result.settings in wanted:
+            loss = math.nan if result.loss is None else result.loss
+            found.setdefault((result.rule, result.attack), []).append(loss)
     lines = [["attack", *args.rules], ["---"] * (1 + len(args.rules))]
     for attack in args.attacks:
-        cells = [found[rule, attack].loss if (rule, attack) in found else math.nan for rule in args.rules]
-        lines.append([attack, *("diverged" if loss is None else f"{loss:.3f}" for loss in cells)])
+        cells = [cell(found.get((rule, attack)), found.get((rule, "none"))) for rule in args.rules]
+        lines.append([attack, *cells])
     return "\n".join(f"| {' | '.join(line)} |" for line in lines)
+
+
+def cell(losses: list[float] | None, calm: list[float] | None) -> str:
+    if losses is None:
+        return "-"
+    loss = fmean(losses)
+    if not loss < LOST:
+        return "lost"
+    return f"{loss:.3f}" + (f" ({loss / fmean(calm) - 1:+.1%})" if calm and calm is not losses else "")
 
 
 def arguments() -> argparse.Namespace:
@@ -174,29 +220,43 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--fragments", type=int, default=1, help="P, of the parameters; by default 1")
     parser.add_argument("--rounds", type=int, default=25)
     parser.add_argument("--wire", default="float32", choices=["float32", "bfloat16", "int8"])
-    parser.add_argument("--seed", type=int, default=1)
+    parser.add_argument("--size", default="117k", choices=SIZES, help="parameters of the model, about")
+    parser.add_argument("--seeds", type=int, nargs="+", default=[1])
     parser.add_argument("--jobs", type=int, default=1, help="runs at a time; by default 1")
     parser.add_argument("--set", nargs="*", default=[], metavar="KEY=VALUE", help="further settings")
     parser.add_argument("--json", type=Path, help="where to write all runs")
     return parser.parse_args()
 
 
-def kept(path: Path | None) -> list[Result]:
-    """Results of earlier calls."""
+def text() -> str:
+    """A digest of the pages that the model is trained on."""
+    digest = hashlib.sha256()
+    for page in sorted((HERE.parent / "docs").rglob("*.md")):
+        digest.update(page.read_bytes())
+    return digest.hexdigest()[:16]
+
+
+def earlier(path: Path | None) -> dict[str, Any]:
+    """The document of earlier calls."""
     if path is None or not path.exists():
-        return []
-    found = json.loads(path.read_text())["results"]
-    return [Result(**one | {"settings": tuple(one["settings"])}) for one in found]
+        return {"commands": [], "results": []}
+    document: dict[str, Any] = json.loads(path.read_text())
+    if document["text"] != text():
+        sys.exit(
+            f"{path} should have runs on the text in docs/, which is {text()}. Found {document['text']}."
+        )
+    return document
 
 
-def keep(args: argparse.Namespace, results: Sequence[Result]) -> None:
+def keep(args: argparse.Namespace, commands: Sequence[str], results: Sequence[Result]) -> None:
     if args.json is None:
         return
     document = {
-        "command": f"python benchmarks/diloco.py {' '.join(sys.argv[1:])}",
+        "commands": list(commands),
         "python": platform.python_version(),
         "torch": torch.__version__,
-        "bytes_per_step": traffic(results[0].numbers, args),
+        "text": text(),
+        "bytes_per_step": traffic(results[-1].numbers, args),
         "results": [asdict(result) for result in results],
     }
     args.json.write_text(json.dumps(document, indent=1) + "\n")
@@ -204,20 +264,26 @@ def keep(args: argparse.Namespace, results: Sequence[Result]) -> None:
 
 def main() -> None:
     args = arguments()
-    results, wanted = kept(args.json), [*jobs(args)]
+    before, wanted = earlier(args.json), [*jobs(args)]
+    results = [Result(**one | {"settings": tuple(one["settings"])}) for one in before["results"]]
+    command = f"python benchmarks/diloco.py {shlex.join(sys.argv[1:])}"
+    commands = [*dict.fromkeys([*before["commands"], command])]
     done = {(result.rule, result.attack, result.settings) for result in results}
     missing = [job for job in wanted if (job.rule, job.attack, job.settings) not in done]
     with ProcessPoolExecutor(args.jobs, mp_context=get_context("spawn")) as pool:
         for future in as_completed([pool.submit(carried_out, job) for job in missing]):
             result = future.result()
             results.append(result)
-            keep(args, results)
+            keep(args, commands, results)
             loss = "diverged" if result.loss is None else f"{result.loss:.4f}"
             print(
-                f"{result.attack}, {result.rule}: {loss}, {result.rounds} rounds, {result.seconds} s",
+                f"{result.attack}, {result.rule}, {result.settings[0]}: {loss}, {result.rounds} rounds, "
+                f"{result.seconds} s",
                 flush=True,
             )
-    bytes = traffic(results[0].numbers, args)
+    settings = {job.settings for job in wanted}
+    numbers = next(result.numbers for result in results if result.settings in settings)
+    bytes = traffic(numbers, args)
     print(f"\n{table(results, args)}\n\nbytes of a worker for each step: {bytes}")
 
 
