@@ -5,7 +5,8 @@
 The model is the one of `examples/own-resnet`, with augmentation and ResNet-18's eight blocks, but --width
 channels at first in place of 64, so that two cores train it. Attackers lie about statistics as about
 gradients: their whole vector is what the attack makes of it. `none` has no attackers. Simulated: the
-numbers are those of processes.
+numbers are those of processes. A file of results is added to after each run, and what it has is not run
+again.
 """
 
 from __future__ import annotations
@@ -14,6 +15,7 @@ import argparse
 import itertools
 import json
 import os
+import shlex
 import sys
 import tempfile
 from pathlib import Path
@@ -76,15 +78,22 @@ def main() -> None:
     parser.add_argument("--batch", type=int, default=16)
     parser.add_argument("--test", type=int, default=2000)
     parser.add_argument("--attacks", nargs="+", default=["sign_flip"])
-    parser.add_argument("--json", type=Path)
+    parser.add_argument("--modes", nargs="+", default=MODES, choices=MODES)
+    parser.add_argument("--json", type=Path, help="where to write all runs")
     options = parser.parse_args()
     sys.path.insert(0, str(EXAMPLE))
-    command = " ".join(["VARANGIAN_CIFAR10=cifar10 python benchmarks/buffers.py", *sys.argv[1:]])
-    found: dict[str, Any] = {"command": command, "runs": []}
-    for buffers, attack in [("robust", "none"), *itertools.product(MODES, options.attacks)]:
-        given = settings(buffers, attack, options)
-        ended = {"buffers": buffers, "attack": attack, **outcome(given)}
-        found["runs"].append(ended)
+    sizes = {name: getattr(options, name) for name in ("rounds", "every", "width", "batch", "test")}
+    found: dict[str, Any] = {"commands": [], "runs": []}
+    if options.json is not None and options.json.exists():
+        found = json.loads(options.json.read_text())
+    command = shlex.join(["python", "benchmarks/buffers.py", *sys.argv[1:]])
+    found["commands"] = [*dict.fromkeys([*found["commands"], f"VARANGIAN_CIFAR10=cifar10 {command}"])]
+    for buffers, attack in [("robust", "none"), *itertools.product(options.modes, options.attacks)]:
+        asked = {"buffers": buffers, "attack": attack, "sizes": sizes}
+        ended = next((one for one in found["runs"] if asked.items() <= one.items()), None)
+        if ended is None:
+            ended = {**asked, **outcome(settings(buffers, attack, options))}
+            found["runs"].append(ended)
         print(f"{buffers:7} {attack:10}", ended.get("error") or f"{ended['accuracy']:.1%}", flush=True)
         if options.json is not None:
             options.json.write_text(json.dumps(found, indent=1) + "\n")
