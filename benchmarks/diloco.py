@@ -153,7 +153,7 @@ def jobs(args: argparse.Namespace) -> Iterator[Job]:
                     f"rounds={args.rounds}",
                     f"worker.local_steps={args.steps}",
                     f"aggregator={RULES.get(rule, rule)}",
-                    f"evaluate.every={max(1, args.rounds // 5)}",
+                    f"evaluate.every={max(1, args.rounds // args.evaluations)}",
                     f"wire.dtype={args.wire}",
                     f"byzantine.count={2 if attacks else 0}",
                     f"byzantine.attack={ATTACKS[attack] if attacks else 'null'}",
@@ -219,6 +219,7 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--steps", type=int, default=20, help="inner steps of a round; by default 20")
     parser.add_argument("--fragments", type=int, default=1, help="P, of the parameters; by default 1")
     parser.add_argument("--rounds", type=int, default=25)
+    parser.add_argument("--evaluations", type=int, default=5, help="on the way; by default 5")
     parser.add_argument("--wire", default="float32", choices=["float32", "bfloat16", "int8"])
     parser.add_argument("--size", default="117k", choices=SIZES, help="parameters of the model, about")
     parser.add_argument("--seeds", type=int, nargs="+", default=[1])
