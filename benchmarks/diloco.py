@@ -1,6 +1,6 @@
 """A character GPT trained by DiLoCo while workers attack: rules side by side.
 
-    python benchmarks/diloco.py --json benchmarks/results/diloco.json
+    python benchmarks/diloco.py --json diloco.json
     python benchmarks/diloco.py --rounds 3 --rules mean flag --attacks none alie
     python benchmarks/diloco.py --size 10M --rounds 2 --rules nnm+trimmed_mean --attacks none
 
@@ -244,7 +244,8 @@ def earlier(path: Path | None) -> dict[str, Any]:
     document: dict[str, Any] = json.loads(path.read_text())
     if document["text"] != text():
         sys.exit(
-            f"{path} should have runs on the text in docs/, which is {text()}. Found {document['text']}."
+            f"{path} should have runs on the text in docs/, which is {text()}. Found {document['text']}. "
+            "Name another file, or check out the commit of those runs."
         )
     return document
 
