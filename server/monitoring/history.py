@@ -57,7 +57,7 @@ class Outcome:
 
     round: int
     kind: str
-    """counted, dropped, missing, declined, revoked or unused: the round had no update."""
+    """counted, dropped, gated, missing, declined, revoked or unused: the round had no update."""
     reason: str = ""
 
 
@@ -142,6 +142,8 @@ class History:
         for kind in ("declined", "dropped"):
             reasons: Mapping[str, str] = record.get(kind) or {}
             failed |= {name: (kind, str(reason)) for name, reason in reasons.items()}
+        for name in record.get("gated") or {}:
+            failed[name] = "gated", "its step would have raised the held-out loss"
         for name in {*weights, *(record.get("pushes") or ())} - failed.keys():
             self._note(name, Outcome(round, "unused" if self.skipped else "counted", self.skipped))
         for name, (kind, reason) in failed.items():

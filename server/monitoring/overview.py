@@ -29,7 +29,7 @@ class WorkerView:
     answer: str = ""
     """What it has done in the open round: pushed, faulty, declined, asked, or nothing."""
     outcome: str = ""
-    """What became of it in the last round that it was in: counted, dropped, missing, declined, ..."""
+    """What became of it in the last round that it was in: counted, dropped, gated, missing, ..."""
     outcome_round: int | None = None
     reason: str = ""
     """The reason of the outcome."""

@@ -75,8 +75,8 @@ TOPICS: Mapping[str, tuple[Metric, ...]] = {
         Metric(
             "varangian_round_seconds",
             "histogram",
-            "The phases of each round: `wait` for vectors, `aggregate`, `step`, `evaluate`; `gram` and "
-            "`rule` are parts of `aggregate`.",
+            "The phases of each round: `wait` for vectors, `gate`, `aggregate`, `step`, `evaluate`; `gram` "
+            "and `rule` are parts of `aggregate`.",
             ("phase",),
             buckets=SECONDS,
         ),
@@ -122,7 +122,7 @@ TOPICS: Mapping[str, tuple[Metric, ...]] = {
         Metric(
             "varangian_worker_weight",
             "gauge",
-            "The weight of the worker in the last update with a vector of it; 0 if that was dropped.",
+            "The weight of the worker in the last update with a vector of it; 0 if dropped or gated.",
             WORKER,
         ),
         Metric(
@@ -157,6 +157,12 @@ TOPICS: Mapping[str, tuple[Metric, ...]] = {
             "varangian_worker_dropped_total",
             "counter",
             "Rounds in which its vector was dropped, as not finite or another proven fault.",
+            WORKER,
+        ),
+        Metric(
+            "varangian_worker_gated_total",
+            "counter",
+            "Rounds in which its vector was left out as its step would have raised the held-out loss.",
             WORKER,
         ),
         Metric(

@@ -201,6 +201,7 @@ class Metrics(Collector):
             ("waited_for", record.waited_for),
             ("declined", record.declined),
             ("dropped", record.dropped),
+            ("gated", record.gated),
         ):
             for name in names:
                 self._worker(name).counts[kind] += 1
@@ -208,7 +209,7 @@ class Metrics(Collector):
             self._worker(name).age = age
         if record.weights is None:
             return
-        weights = {**record.weights, **dict.fromkeys(record.dropped, 0.0)}
+        weights = {**record.weights, **dict.fromkeys((*record.dropped, *record.gated), 0.0)}
         least = NEARLY_NOTHING * sum(map(abs, weights.values())) / max(1, len(weights))
         for name, weight in weights.items():
             worker = self._worker(name)
@@ -292,7 +293,7 @@ class Metrics(Collector):
         sessions = self._facts.sessions
         names, connected, silence = sessions.names, sessions.connected, sessions.silences()
         workers = {name: self._workers.get(name, _Worker()) for name in names}
-        counters = ("vectors", "missing", "waited_for", "declined", "dropped")
+        counters = ("vectors", "missing", "waited_for", "declined", "dropped", "gated")
         return {
             "varangian_worker_weight": {
                 (name,): worker.weight for name, worker in workers.items() if worker.weight is not None

@@ -51,6 +51,9 @@ class RoundRecord:
     """Mean squared distance of what took part to the update; None where the rule measured no distance."""
     dropped: dict[str, str]
     """Workers whose vectors were dropped, with the reason."""
+    gated: dict[str, float] = dataclasses.field(default_factory=dict[str, float])
+    """Workers whose vectors took no part as their steps alone would raise the held-out loss, with the rise;
+    null where there is no loss after the step. No proof of a fault, and none of the f is spent."""
     missing: tuple[str, ...]
     """Workers that did not answer in time; of a round given up before its deadline, those absent."""
     waited_for: tuple[str, ...] = ()
@@ -162,6 +165,7 @@ def record_of_step(
     evaluation: Evaluation | None = None,
     seconds: Mapping[str, float] | None = None,
     parameters: str | None = None,
+    gated: Mapping[str, float] | None = None,
 ) -> RoundRecord:
     """The record of a round that became an update.
 
@@ -172,6 +176,7 @@ def record_of_step(
         evaluation: after it, if held-out data was looked at.
         seconds: phases besides waiting and those of the step.
         parameters: their digest after it.
+        gated: workers whose vectors the gate left out, with the rise of the loss by each.
     """
     scores = Scores(*(evaluation or ()))
     return RoundRecord(
@@ -187,6 +192,7 @@ def record_of_step(
         effective=step.effective,
         spread=step.spread,
         dropped=step.dropped,
+        gated=dict(gated or {}),
         missing=close.missing,
         waited_for=tuple(worker for worker in close.missing if worker not in close.not_waited_for),
         not_waited_for=dict(close.not_waited_for),

@@ -27,7 +27,7 @@ SERVICE = "varangian-server"
 """The name of the service unless `OTEL_SERVICE_NAME` or `OTEL_RESOURCE_ATTRIBUTES` has one."""
 MOST_CALLS = 4096
 """Calls that wait for the record of their round; the oldest are dropped."""
-PHASES = ("wait", "gram", "rule", "step", "evaluate")
+PHASES = ("wait", "gate", "gram", "rule", "step", "evaluate")
 """The phases of a round in their order."""
 SECOND = 1_000_000_000
 """In nanoseconds."""

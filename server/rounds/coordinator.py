@@ -79,7 +79,7 @@ from varangian.server.rounds.membership import MemberChange
 from varangian.server.rounds.pulls import Pulls
 from varangian.server.rounds.windowed import WindowedRounds, WindowListener
 from varangian.server.rows.slot import NOT_FINITE, Overtaken, Slot, SlotListener
-from varangian.server.rows.source import Pushed, RowSource
+from varangian.server.rows.source import Pushed, RowSource, StepInput
 from varangian.server.rows.storage import (
     HandedStorage,
     LentRows,
@@ -88,6 +88,7 @@ from varangian.server.rows.storage import (
     UploadStorage,
     allocate_rows,
 )
+from varangian.server.training.gate import HeldOutGate
 from varangian.server.training.learner import Aggregation, Learner
 from varangian.server.training.parameters import Snapshot, Version
 from varangian.weak_methods import weakly
@@ -142,6 +143,7 @@ class Coordinator:
         state: that the run goes on from, as the tree of a `ServerState`.
         connected: as of `Checkpointing`.
         keep_rows: takes the input of every step.
+        gate: leaves vectors out that would raise a held-out loss; not with `window`.
 
     Raises:
         ValueError: the state does not fit.
@@ -170,6 +172,7 @@ class Coordinator:
         state: Plain | None = None,
         connected: bool = False,
         keep_rows: KeepRows | None = None,
+        gate: HeldOutGate | None = None,
     ) -> None:
         self._machine = machine
         self._learner = learner
@@ -177,6 +180,7 @@ class Coordinator:
         self._clock, self._now = clock, clock.now
         self._evaluate, self._evaluate_every = evaluate, evaluate_every
         self._row_source, self._keep_rows = row_source or Pushed(), keep_rows
+        self._gate = gate
         self._compute = ComputeThread(executor, threads)
         self._d = learner.parameters.numel()
         self._windowed: WindowedRounds | None = None
@@ -537,9 +541,16 @@ class Coordinator:
             await self.keep()
 
     def _note_weights(self, record: RoundRecord) -> None:
-        """Note the coefficients of the rows of an aggregate; a dropped row has none, which is 0."""
-        if record.weights is not None:
-            found = {**record.weights, **dict.fromkeys(record.dropped, 0.0)}
+        """Note the coefficients of the rows of an aggregate; one that took no part has none, which is 0.
+
+        For a rule without weights that is all that is known, until the next update.
+        """
+        if record.skipped is None:
+            found = dict.fromkeys(record.gated, 0.0)
+            if record.weights is None:
+                self.weights.clear()
+            else:
+                found |= {**record.weights, **dict.fromkeys(record.dropped, 0.0)}
             self.weights |= {name: LastWeight(record.round, weight) for name, weight in found.items()}
 
     async def keep(self, more: Plain | None = None) -> None:
@@ -594,6 +605,8 @@ class Coordinator:
         """
         vectors, buffers = self._learner.split(rows)
         inputs = replace(self._row_source.step_input(close, vectors), buffers=buffers)
+        gated, measured = self._gated(close, inputs)
+        inputs = inputs.without(gated)
         if self._keep_rows is not None:
             if inputs.earlier is None:
                 inputs = inputs.measured(self._learner.reference)
@@ -613,7 +626,18 @@ class Coordinator:
             _ = version.digest
         # Evaluate, before the next round opens: so it takes nothing from the deadline of that round.
         evaluation, seconds = self._evaluated(close.round)
-        return record_of_step(close, step, inputs.ages, evaluation, seconds, _hex_digest(version))
+        seconds = {**measured, **seconds}
+        return record_of_step(close, step, inputs.ages, evaluation, seconds, _hex_digest(version), gated)
+
+    def _gated(self, close: Close, inputs: StepInput) -> tuple[dict[str, float], dict[str, Seconds]]:
+        """Workers that the gate leaves out of this round, and the seconds that it took."""
+        if self._gate is None or not self._gate.is_due(close.round):
+            return {}, {}
+        start, f = time.perf_counter(), self._machine.policy.f
+        found = self._gate.left_out(
+            close.round, self._learner, inputs.rows, close.faults, f, inputs.factors
+        )
+        return found, {"gate": time.perf_counter() - start}
 
     async def _ended(self, stop: asyncio.Event) -> Close | Skip | Finish:
         """The end of the round that is being received."""

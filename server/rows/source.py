@@ -7,9 +7,11 @@ from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, ClassVar, Protocol
 
+import torch
 from torch import Tensor
 
 from varangian.aggregators import Mixing
+from varangian.aggregators.base import among
 from varangian.aggregators.mixings.scaled import Scaled
 from varangian.server.protocol.events import Close, Skip, Worker
 from varangian.server.training.learner import Aggregation, Measure
@@ -37,6 +39,38 @@ class StepInput:
     """(b,) each, of those who pushed for this round; None where no buffers travel."""
     earlier: Mapping[str, Any] | None = None
     """Inner products of earlier rounds, as the row source has them, which `measure` adds to its own."""
+
+    @property
+    def factors(self) -> dict[Worker, float]:
+        """By which rows are multiplied before the rule sees them; of those without one it is 1."""
+        found = dict[Worker, float]()
+        for part in self.mix:
+            if isinstance(part, Scaled):
+                found = dict(zip(sorted(self.rows), part.factors, strict=True))
+        return found
+
+    def without(self, workers: Collection[Worker]) -> StepInput:
+        """The same without the rows of some workers."""
+        if not workers:
+            return self
+        names = sorted(self.rows)
+        kept = [place for place, name in enumerate(names) if name not in workers]
+        whole, measure = self.measure, None
+        if whole is not None:
+            places = torch.tensor([*kept, len(names)])  # the last one is the reference
+
+            def measure(reference: Tensor | None) -> Tensor:
+                return whole(reference)[places][:, places]
+
+        buffers = self.buffers
+        return replace(
+            self,
+            rows={names[place]: self.rows[names[place]] for place in kept},
+            mix=tuple(among(part, kept) for part in self.mix),
+            measure=measure,
+            fresh=None if self.fresh is None else {*self.fresh} - {*workers},
+            buffers=None if buffers is None else {w: b for w, b in buffers.items() if w not in workers},
+        )
 
     def measured(self, reference: Tensor | None) -> StepInput:
         """The same, with the rows measured once for whoever asks."""

@@ -161,6 +161,32 @@ class Learner:
             weights=weights,
         )
 
+    def rate(self, round: int) -> float:
+        """The learning rate of a round."""
+        return self._stepper.rate(round, self._rounds)
+
+    def move_along(self, round: int, row: Tensor, step: float, out: Tensor) -> None:
+        """Write x - step * row into `out`, as long as the parameters x: of a fragment its part alone moves.
+
+        Buffers are those of the model as it is.
+        """
+        d, row = self._d, row.to(out.dtype)
+        out.copy_(self.parameters)
+        if self._fragments is None:
+            out[:d].sub_(row, alpha=step)
+        else:
+            slices = self._fragments.slices[self._fragments.of(round)]
+            put(out, slices, take(out, slices).sub_(row, alpha=step))
+
+    def why_broken(self, workers: Collection[str], faults: Collection[str]) -> str | None:
+        """Why the rule promises nothing for the rows of these workers; None where it does."""
+        weights = self.weights_of(workers, faults)
+        try:
+            self._aggregator.among(range(len(workers)), len(faults), weights)
+        except AggregationError as error:
+            return str(error)
+        return None
+
     def weights_of(self, workers: Collection[str], faults: Collection[str]) -> list[float] | None:
         """The weights of the rows of these workers, in the order of their names, then of those at fault.
 
@@ -218,7 +244,7 @@ class Learner:
         aggregated = time.perf_counter()
         if "gram" in parts:
             parts["rule"] = aggregated - start - parts["gram"]
-        lr = self._stepper.rate(round, self._rounds)
+        lr = self.rate(round)
         vector = _without_rows(aggregate.vector.detach().to(torch.float32), rows)
         dropped = {workers[i] for i in aggregate.dropped}
         kept = {name: row for name, row in (buffers or {}).items() if name not in dropped}

@@ -421,6 +421,15 @@ class WorkerCompute:
         with self._lock:
             return self.trainer.training_loss(parameters)
 
+    def held_out_loss(self, parameters: Tensor, seed: int, round: int, batch: int) -> float:
+        """The mean loss on some of the samples for validation, which are others in each round.
+
+        Raises:
+            InputError: the model or the loss fails.
+        """
+        with self._lock:
+            return self.trainer.held_out_loss(parameters, seed, round, batch)
+
     @property
     def evaluation_bytes(self) -> int:
         """The most bytes of memory that an evaluation takes."""

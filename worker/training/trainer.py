@@ -314,6 +314,34 @@ class Trainer:
             return {"loss": math.nan, **dict.fromkeys(self.columns, math.nan)}
 
     @torch.no_grad()
+    def held_out_loss(self, parameters: Tensor, seed: int, round: int, batch: int) -> float:
+        """The mean loss on some samples for validation, or all where there are fewer; others in each round.
+
+        What the model draws, if anything, is the same for all parameters of a round.
+
+        Raises:
+            InputError: the model or the loss fails, or the data set has no samples for validation.
+        """
+        data = self._dataset
+        if data.validation_x is None or data.validation_y is None:
+            raise InputError("`evaluate.validation` should hold samples out of training. Found none.")
+        order = torch.randperm(count(data.validation_x), generator=generator(seed, "gate", round))
+        chosen = order[:batch].sort().values
+        samples, labels = (
+            map_tensors(part, lambda t: t.index_select(0, chosen.to(t.device)))
+            for part in (data.validation_x, data.validation_y)
+        )
+        self._fill(parameters)
+        self._module.eval()
+        total = 0.0
+        with globally_seeded(seed, "gate", "model", round, device=self.device):
+            for part in batches(len(chosen), self._evaluated_at_once):
+                x = data.prepared(map_tensors(samples, lambda t, part=part: t[part].clone()), self.device)  # type: ignore[misc]
+                y: Any = map_tensors(labels, lambda t, part=part: t[part].clone().to(self.device))  # type: ignore[misc]
+                total += float(self._loss(self._outputs(x), y)) * count(x)
+        return total / len(chosen)
+
+    @torch.no_grad()
     def rehearse(self) -> None:
         """Evaluate on a few samples.
 

@@ -186,7 +186,7 @@ const COLUMNS = [
   ["Worker"], ["State", "dot"], ["Last outcome", "outcome"], ["Reason", "reason"], ["Last seen", "when"],
   ["Age", "number"], ["Weights of the last rounds", "weights"], ["Share", "number wide"], ["Certificate until", "when wide"],
 ];
-const WORDS = { counted: "counted", dropped: "dropped", missing: "missing", declined: "declined", revoked: "expelled", unused: "not used" };
+const WORDS = { counted: "counted", dropped: "dropped", gated: "gated", missing: "missing", declined: "declined", revoked: "expelled", unused: "not used" };
 
 function strip(worker, state, equal) {
   const count = Math.max(state.window.length, 30), paths = {};

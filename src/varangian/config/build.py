@@ -113,6 +113,11 @@ def policy(config: RunConfig) -> RunPolicy:
     )
 
 
+def server_seed(config: RunConfig) -> int:
+    """The seed of what the server draws, which workers need not know."""
+    return config.seed if config.server.seed is None else config.server.seed
+
+
 def learner(
     config: RunConfig,
     initial: Tensor,
@@ -134,13 +139,12 @@ def learner(
         fragments: into which they are split, if they are.
     """
     initial = initial.to(device)
-    seed = config.seed if config.server.seed is None else config.server.seed
     return Learner(
         initial,
         config.aggregator,
         config.optimizer,
         rounds=config.rounds,
-        seed=seed,
+        seed=server_seed(config),
         average=None if config.ema is None else Average(config.ema, initial[: initial.numel() - buffers]),
         batch=config.worker.batch_size * config.worker.local_steps,
         device=device,

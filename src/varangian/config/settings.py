@@ -33,6 +33,7 @@ from varangian.registry import ConfigError, Problem, join
 from varangian.server.participation import DEFAULT, PARTICIPATION, Participation
 from varangian.server.protocol.state import Selection
 from varangian.server.training.ema import Ema
+from varangian.server.training.gate import Gate
 from varangian.server.training.optimizers import OPTIMIZERS, Optimizer
 from varangian.trackers import TRACKERS, Tracker
 from varangian.worker.attacks import ATTACKS, Attack, Sight
@@ -226,6 +227,10 @@ class Server(Section):
     """P, fragments of the parameters, as in Streaming DiLoCo: round r has fragment r modulo P, of which
     alone vectors are pushed, and whose parameters alone move. The rule weighs workers by the latest vectors
     of all fragments. With participation=sync."""
+    gate: Annotated[Gate | None, of_fields(Gate, "a gate on a held-out loss")] = None
+    """A gate on a held-out loss: a vector whose step alone would raise the loss on the samples of
+    `evaluate.validation` is left out of its round, at most f of them; {} has the defaults. It proves no
+    fault. null measures nothing."""
     keep_rows: Annotated[int, Field(ge=0)] = 0
     """The last rounds whose vectors are kept in the run folder, so that they can be computed again."""
     threads: Annotated[int, Field(ge=1)] = 1

@@ -81,6 +81,20 @@ class ModelSide(Protocol):
         """The loss on training samples that the server has; None where it has none."""
         ...
 
+    def held_out_loss(self, parameters: Tensor, seed: int, round: int, batch: int, /) -> float:
+        """The loss on samples that nobody trains on, for the gate.
+
+        Args:
+            parameters: (d + b,).
+            seed: of the draw of samples; in one round they are the same for all parameters.
+            round: which.
+            batch: how many samples; without a meaning for a function of a program.
+
+        Raises:
+            InputError: code of the user fails.
+        """
+        ...
+
     def model_state(self, parameters: Tensor, /) -> AbstractContextManager[dict[str, Any]]:
         """The whole state of the model with these parameters, for as long as nothing else is computed."""
         ...

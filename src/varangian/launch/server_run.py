@@ -23,7 +23,7 @@ from varangian import __version__
 from varangian.aggregators import AggregationError
 from varangian.aggregators.base import is_whole
 from varangian.config import RunConfig
-from varangian.config.build import learner, machine, task
+from varangian.config.build import learner, machine, server_seed, task
 from varangian.config.checks.all_checks import find_problems
 from varangian.config.checks.weights import weight_sentence
 from varangian.config.settings import AUTO
@@ -64,6 +64,7 @@ from varangian.server.rounds.windowed import window_columns
 from varangian.server.rows.fragments import Fragmented
 from varangian.server.rows.mapped import MappedPlan
 from varangian.server.rows.source import RowSource
+from varangian.server.training.gate import HeldOutGate
 from varangian.server.training.learner import Learner
 from varangian.structured_logs import about
 from varangian.trackers import Followers, RunFacts, missing_packages
@@ -180,6 +181,8 @@ class ServerRun:
             assert model_side is not None
             initial = model_side.initial()
             notes = describe_misfits(config, model_side.rehearse(initial))
+            if (gate := config.server.gate) is not None:
+                model_side.held_out_loss(initial, server_seed(config), 0, gate.batch)
         except ConfigError:
             raise
         except ValueError as error:
@@ -306,6 +309,7 @@ class ServerRun:
             in_place=self.vectors is not None and not isinstance(self.vectors, WorkerCompute),
             keeper=self.keeper,
             keep_rows=self._keep_rows(),
+            gate=self._gate(),
             places_last=self.config.server.absent_after > RECONNECT_GRACE,
             state=None if self.resumed is None else self.resumed.state,
             connected=self.config.backend == "simulate",
@@ -326,6 +330,17 @@ class ServerRun:
         keep = self.config.server.keep_rows
         shapes = self.model_side.layout.trained.shapes
         return KeptRows(self.folder.path, keep, shapes, self.note) if keep else None
+
+    def _gate(self) -> HeldOutGate | None:
+        gate, model_side = self.config.server.gate, self.model_side
+        if gate is None:
+            return None
+        seed, batch = server_seed(self.config), gate.batch
+        return HeldOutGate(
+            gate,
+            lambda parameters, round: model_side.held_out_loss(parameters, seed, round, batch),
+            lambda sentence: self.note(f"warning: {sentence}"),
+        )
 
     def _keeper(self) -> CheckpointKeeper | None:
         config, every = self.config, self.config.checkpoint_every
@@ -808,7 +823,8 @@ def memory_budget(config: RunConfig, model_side: ModelSide) -> MemoryBudget:
         columns=columns if fragments is None else max(fragments.numels),
         row_slots=config.participation.row_slots(config.workers, config.f),
         extra_vectors=config.participation.extra_vectors(config.workers)
-        + is_whole(config.aggregator.rule) * config.workers,
+        + is_whole(config.aggregator.rule) * config.workers
+        + (config.server.gate is not None),
         latest=config.participation.latest_plan(config.workers, d),
         lane=config.server.data_port is not None,
         evaluation=model_side.evaluation_bytes,

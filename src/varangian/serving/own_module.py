@@ -22,6 +22,7 @@ from varangian.plugins import InputError, guard
 from varangian.protos.layout import BUFFER, Layout
 from varangian.protos.shared_settings import SharedSettings
 from varangian.resources import peak_memory, resident_memory
+from varangian.worker.seeds import globally_seeded
 from varangian.worker.training.buffers.vector import BufferMode, ModelBuffers
 from varangian.worker.training.metrics import MetricError, check_name
 from varangian.worker.transport.client import ClientError
@@ -29,6 +30,8 @@ from varangian.worker.transport.client import ClientError
 Evaluate: TypeAlias = Callable[[Any], Any]
 """From the module, with the parameters of the round and in evaluation mode, to a number or to numbers by
 name."""
+HeldOut: TypeAlias = Callable[[Any], Any]
+"""As `Evaluate`, to one number: the loss on held-out data."""
 SCORE = "score"
 """The name of a score that comes alone."""
 MOST = 200
@@ -46,17 +49,18 @@ class OwnModule:
         module: whose parameters train; in place of a wrapped one, as of `torch.compile`, what it wraps is
             laid out and saved.
         evaluate: a function of the user; None for a run without scores.
+        gate: another one, which returns the loss on held-out data; None for a run without a gate.
 
     Raises:
         InputError: the module cannot be trained by a server.
     """
 
-    def __init__(self, module: nn.Module, evaluate: Evaluate | None) -> None:
+    def __init__(self, module: nn.Module, evaluate: Evaluate | None, gate: HeldOut | None = None) -> None:
         try:
             self._vector = ModelVector(module)
         except ClientError as error:
             raise InputError(str(error)) from None
-        self._module, self._evaluate = module, evaluate
+        self._module, self._evaluate, self._gate = module, evaluate, gate
         self._inner = unwrapped(module)
         self._names: tuple[str, ...] | None = None
         self._bytes = 0
@@ -170,6 +174,25 @@ class OwnModule:
         """None: the server of a program has no training samples."""
         del parameters
 
+    def held_out_loss(self, parameters: Tensor, seed: int, round: int, batch: int) -> float:
+        """What the function of the user returns; torch's own generator starts alike for all of a round.
+
+        Raises:
+            InputError: it fails, or returns no number.
+        """
+        del batch
+        if self._gate is None:
+            raise InputError("`gate` should be a function that returns a loss. Found none.")
+        device = next(iter(self._vector.parameters)).device
+        seeded = globally_seeded(seed, "gate", round, device=device)
+        with self._lock, _as_it_was(self._module), torch.no_grad(), seeded:
+            self._vector.take(parameters)
+            self._module.eval()
+            with guard("`gate`", "It is called with the model, in evaluation mode."):
+                found = _number(self._gate(self._module), "", "`gate` should return a number, the loss")
+                self._check_kept("`gate`")
+                return found
+
     @contextmanager
     def model_state(self, parameters: Tensor) -> Generator[dict[str, Any]]:
         with self._lock:
@@ -200,7 +223,7 @@ class OwnModule:
                 self._check_kept()
                 return found
 
-    def _check_kept(self) -> None:
+    def _check_kept(self, what: str = "`evaluate`") -> None:
         """See that the module has the parameters that it had, which the server fills.
 
         Raises:
@@ -209,7 +232,7 @@ class OwnModule:
         there = {id(parameter) for parameter in self._inner.parameters()}
         if not all(id(parameter) in there for parameter in self._vector.parameters):
             raise InputError(
-                "`evaluate` should leave the parameters of the model in their places. Found others after "
+                f"{what} should leave the parameters of the model in their places. Found others after "
                 "it. Change a copy, as copy.deepcopy(model)."
             )
 
@@ -255,7 +278,7 @@ def _numbers(found: Any) -> Iterator[tuple[str, float]]:
         yield name, _number(value, f" for {name!r:.100}")
 
 
-def _number(value: Any, of: str) -> float:
+def _number(value: Any, of: str, rule: str = f"`evaluate` {GIVES}") -> float:
     """A number of Python, numpy or torch as a float.
 
     Raises:
@@ -264,5 +287,5 @@ def _number(value: Any, of: str) -> float:
     one = callable(getattr(value, "item", None)) and getattr(value, "size", None) is not None
     plain = value.item() if one and math.prod(getattr(value, "shape", ())) == 1 else value
     if not isinstance(plain, numbers.Real):
-        raise InputError(f"`evaluate` {GIVES}. Found {type(value).__name__}{of}.")
+        raise InputError(f"{rule}. Found {type(value).__name__}{of}.")
     return float(plain)

@@ -19,6 +19,7 @@ from varangian.cli.tokens import SECRET, secret
 from varangian.cli.views.progress import progress
 from varangian.config import RunConfig, advice
 from varangian.config.checks.fragments import check_fragments
+from varangian.config.checks.gate import check_gate
 from varangian.files import user_path
 from varangian.launch.checkpoints.resume import RunOver, find_run, settings_of, with_seed_of
 from varangian.launch.checkpoints.resume import resume as go_on
@@ -34,8 +35,9 @@ from varangian.registry import ConfigError, Problem
 from varangian.server.identity.sessions import SECRET_BYTES, make_token
 from varangian.server.identity.tls import Security
 from varangian.server.observability.record import RoundRecord
+from varangian.server.training.gate import Gate
 from varangian.server.training.optimizers import OptimizerFactory, OwnOptimizer, SchedulerFactory
-from varangian.serving.own_module import Evaluate, OwnModule
+from varangian.serving.own_module import Evaluate, HeldOut, OwnModule
 from varangian.serving.running import Running
 from varangian.serving.settings import bind_settings, check_arguments, settings_from
 from varangian.serving.work import Work
@@ -77,6 +79,9 @@ class Server:
             gradients, every `evaluate__every` rounds, after the last, and once before the first. Returns a
             number, or numbers by name, of which `loss` and `accuracy` have columns of their own. Should it
             fail later, the scores of the round are NaN and the run goes on.
+        gate: called like `evaluate`, with the model as it is, and as the step of each worker alone would
+            leave it. Returns the loss on data that no worker has; vectors that raise it take no part in
+            the round, f of them at most. `server__gate` has what can be set, as {"tolerance": 0.01}.
         on_round: called with the record of each round (`RoundRecord`), in a thread of its own. Should it
             fail, the run goes on, and says so.
         buffers: what becomes of buffers, as the statistics of BatchNorm: "local", the default, leaves the
@@ -106,6 +111,7 @@ class Server:
         optimizer: str | Mapping[str, Any] | OptimizerFactory | None = None,
         schedule: str | Mapping[str, Any] | SchedulerFactory | None = None,
         evaluate: Evaluate | None = None,
+        gate: HeldOut | None = None,
         on_round: Callable[[RoundRecord], object] | None = None,
         buffers: BufferMode | None = None,
         config: Config = None,
@@ -115,6 +121,9 @@ class Server:
         if evaluate is not None and not callable(evaluate):
             rule = "should be a function that is called with the model; how often it is, is evaluate__every"
             raise ConfigError([Problem("evaluate", rule, evaluate)])
+        if gate is not None and not callable(gate):
+            rule = "should be a function that is called with the model; what is set is in server__gate"
+            raise ConfigError([Problem("gate", rule, gate)])
         if on_round is not None and not callable(on_round):
             raise ConfigError(
                 [Problem("on_round", "should be a function that takes a RoundRecord", on_round)]
@@ -130,7 +139,7 @@ class Server:
                     [Problem(path, rule, made, f"Write `{path}=lambda {of}: {made}({of}, ...)`.")]
                 )
         try:
-            self._model = OwnModule(model, evaluate)
+            self._model = OwnModule(model, evaluate, gate)
         except InputError as error:
             raise RunError(str(error)) from error
         self._optimizer = optimizer if callable(optimizer) else None
@@ -142,6 +151,7 @@ class Server:
         named |= {"buffers": buffers}
         given = {name: value for name, value in named.items() if value is not None}
         self._base, self._given = config, {**given, **settings}
+        self._gated = gate is not None
         self._on_round = on_round
         self._secret = _secret(secret)
         self._serving = threading.Lock()
@@ -287,7 +297,9 @@ class Server:
             raise
 
     def _configured(self, more: Mapping[str, Any], base: Config) -> RunConfig:
-        config = settings_from(base, {**self._given, **more}, self._model.name)
+        config = _with_gate(
+            settings_from(base, {**self._given, **more}, self._model.name), given=self._gated
+        )
         try:
             self._model.choose_buffers(config.buffers)
         except InputError as error:
@@ -381,6 +393,25 @@ class _OverError(RunError):
     def __init__(self, folder: Path, sentence: str) -> None:
         self.folder = folder
         super().__init__(sentence)
+
+
+def _with_gate(config: RunConfig, *, given: bool) -> RunConfig:
+    """The settings with a gate where a program has given a loss for it.
+
+    Raises:
+        ConfigError: there is no such loss for a gate, or the gate cannot be in this run.
+    """
+    if config.server.gate is not None and not given:
+        rule = "needs a function of the program that returns a loss on held-out data"
+        hint = "Write `varangian.Server(..., gate=function)`."
+        raise ConfigError([Problem("server.gate", rule, hint=hint)])
+    if config.server.gate is not None or not given:
+        return config
+    server = config.server.model_copy(update={"gate": Gate()})
+    config = config.model_copy(update={"server": server})
+    if problems := [*check_gate(config)]:
+        raise ConfigError(problems)
+    return config
 
 
 def _security(path: Path) -> Security:

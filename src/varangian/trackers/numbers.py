@@ -30,6 +30,7 @@ def numbers_of(record: RoundRecord) -> dict[str, float]:
         "workers/missing": len(record.missing),
         "workers/declined": len(record.declined),
         "workers/dropped": len(record.dropped),
+        "workers/gated": len(record.gated),
         "updated": record.skipped is None,
     }
     weights = record.weights or {}

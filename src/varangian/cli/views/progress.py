@@ -120,7 +120,7 @@ class Logged:
             "seconds": sum(record.seconds.values()),
             **{
                 name: getattr(record, name) or None
-                for name in ("missing", "declined", "dropped", "revoked")
+                for name in ("missing", "declined", "dropped", "gated", "revoked")
             },
         }
         level, name = ("warning", "round_skipped") if skipped is not None else ("info", "round")

@@ -16,7 +16,7 @@ STRIP = 24
 """Rounds whose weights are drawn."""
 FULL = 2.0
 """A weight of so many equal shares has the highest bar."""
-NO_VECTOR = {"dropped": "x", "revoked": "x", "missing": "-", "declined": "-"}
+NO_VECTOR = {"dropped": "x", "gated": "x", "revoked": "x", "missing": "-", "declined": "-"}
 COLOURS = {
     "running": "green",
     "finished": "cyan",
@@ -25,7 +25,7 @@ COLOURS = {
     "stopped": "yellow",
 }
 WARM = "yellow"
-BAD, DOUBTFUL = ("dropped", "revoked"), ("missing", "declined", "unused")
+BAD, DOUBTFUL = ("dropped", "revoked"), ("gated", "missing", "declined", "unused")
 
 
 def plain_lines(state: Mapping[str, Any]) -> Iterator[str]:

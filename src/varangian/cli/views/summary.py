@@ -14,8 +14,8 @@ if TYPE_CHECKING:
     from varangian.launch import RunResult
     from varangian.server.observability.record import RoundRecord, Scores
 
-FEW = 5
-"""Up to so many missing workers are named one by one."""
+FEW = GATED = 5
+"""Up to so many missing workers, or some that were gated, are named one by one."""
 
 IN_A_LINE, IN_THE_END = 6, 30
 """Most metrics that are shown while a run goes on, and when it is over."""
@@ -38,6 +38,8 @@ class RunSummary:
     drops: Counter[str] = field(default_factory=Counter)
     reasons: dict[str, str] = field(default_factory=dict)
     """The reason why each worker was dropped, the last time."""
+    gated: Counter[str] = field(default_factory=Counter)
+    """Rounds in which the gate has left out the vector of each worker."""
     missing: Counter[str] = field(default_factory=Counter)
     ages: Counter[int] = field(default_factory=Counter)
     """The number of vectors of each age in rounds, where that is known."""
@@ -59,6 +61,7 @@ class RunSummary:
                 self.shares[worker] = self.shares.get(worker, 0.0) + abs(weight) / total
         self.drops.update(record.dropped.keys())
         self.reasons.update(record.dropped)
+        self.gated.update(record.gated.keys())
         self.missing.update(record.missing)
         self.ages.update((record.ages or {}).values())
 
@@ -124,6 +127,9 @@ def summary_lines(
         lines.append((f"dropped {worker}", f"{times} times, last: {summary.reasons[worker]}"))
     if summary.drops and summary.declared is not None:
         lines.append(("proven faults", bound_of_f(len(summary.drops), summary.declared)))
+    if summary.gated:
+        counts = ", ".join(f"{worker} {times}" for worker, times in summary.gated.most_common(GATED))
+        lines.append(("gated", f"{counts} times"))
     lines += _missing_lines(summary)
     if result.refused:
         lines.append(("refused", ", ".join(f"{code} {count}" for code, count in result.refused.items())))

@@ -9,6 +9,7 @@ from varangian.aggregators.base import by_place
 from varangian.aggregators.streaming.stream import streams
 from varangian.config.checks.availability import check_attendance, check_delays, check_mimic_attendance
 from varangian.config.checks.fragments import check_fragments
+from varangian.config.checks.gate import check_gate
 from varangian.config.checks.rounds import (
     check_answers,
     check_buffers,
@@ -234,6 +235,13 @@ CHECKS = (
     Check(frozenset({"server"}), _check_ports),
     Check(frozenset({"server"}), _check_deadline),
     Check(frozenset({"server"}), _check_kept_rows),
+    Check(
+        frozenset(
+            {"workers", "f", "server", "aggregator", "participation", "evaluate", "model", "weights"}
+            | {"weights_cap"}
+        ),
+        check_gate,
+    ),
     Check(frozenset({"workers", "weights", "weights_cap", "participation"}), check_weights),
     Check(frozenset({"weights", "partition"}), check_dealt),
     Check(frozenset({"weights", "aggregator"}), check_form),

@@ -21,6 +21,7 @@ SIGNED = ["#8a3b00", "#e0904a", "#f7f7f7", "#4b97c9", "#08306b"]
 """From negative to positive; a cell with a negative weight has a minus sign, too."""
 KINDS = {
     "dropped": ("cross", "#b3261e"),
+    "gated": ("triangle-down", "#b0509a"),
     "declined": ("triangle-up", "#9a6700"),
     "missing": ("circle", "#57606a"),
     "absent": ("diamond", "#8c959f"),

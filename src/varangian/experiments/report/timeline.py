@@ -18,7 +18,7 @@ from varangian.experiments.results.trust import Kind, Trust, trust
 COLUMNS = 120
 CELLS = 20_000
 """Most cells of all timelines together: of more runs, only the first are shown."""
-SEVERITY: tuple[Kind, ...] = ("revoked", "dropped", "declined", "missing", "absent")
+SEVERITY: tuple[Kind, ...] = ("revoked", "dropped", "gated", "declined", "missing", "absent")
 """Of several marks in a cell the first of these is shown."""
 COLUMN_NAMES = ("run", "worker", "attacks", "first round", "last round", "weight", "left out", "reason")
 

@@ -12,9 +12,9 @@ from varangian.config.worker_names import default_names
 from varangian.experiments.results.cases import Vector
 from varangian.experiments.results.run import Run
 
-Kind: TypeAlias = Literal["dropped", "missing", "absent", "declined", "revoked"]
-"""dropped: its vector was not finite, or proved it faulty; missing: it did not answer in time; absent: no
-process of it was connected."""
+Kind: TypeAlias = Literal["dropped", "gated", "missing", "absent", "declined", "revoked"]
+"""dropped: its vector was not finite, or proved it faulty; gated: it would have raised the held-out loss;
+missing: it did not answer in time; absent: no process of it was connected."""
 COLUMNS = 400
 """Most columns of the matrix: of more rounds, some that follow one another share one."""
 
@@ -112,6 +112,8 @@ def _left_out(record: Mapping[str, Any]) -> Iterator[tuple[str, Kind, str]]:
     """The workers without a part in a round, with the reason."""
     for worker, reason in _mapping(record, "dropped").items():
         yield worker, "dropped", str(reason)
+    for worker, rise in _mapping(record, "gated").items():
+        yield worker, "gated", _raised(rise)
     aside = _mapping(record, "not_waited_for")
     for worker in record.get("missing") or ():
         reason = str(aside.get(worker, "no answer in time"))
@@ -120,6 +122,11 @@ def _left_out(record: Mapping[str, Any]) -> Iterator[tuple[str, Kind, str]]:
         yield worker, "declined", str(reason)
     for worker in record.get("revoked") or ():
         yield worker, "revoked", "its certificate was revoked"
+
+
+def _raised(rise: Any) -> str:
+    by = f" by {rise:.3g}" if isinstance(rise, int | float) else ""
+    return f"its step would raise the held-out loss{by}"
 
 
 def _mapping(record: Mapping[str, Any], name: str) -> Mapping[str, Any]:

@@ -12,7 +12,14 @@ from varangian.cli.views.figure import RED
 from varangian.experiments.results.figures.style import DOUBLE, shown
 from varangian.experiments.results.trust import Trust
 
-SIGNS: dict[str, str] = {"dropped": "x", "missing": "o", "absent": "_", "declined": "^", "revoked": "s"}
+SIGNS: dict[str, str] = {
+    "dropped": "x",
+    "gated": "v",
+    "missing": "o",
+    "absent": "_",
+    "declined": "^",
+    "revoked": "s",
+}
 LINE, MOST = 0.13, 7.0
 """Height of a worker, and most height of the figure, in inches."""
 NAMED = 50
