@@ -55,19 +55,12 @@ class StepInput:
             return self
         names = sorted(self.rows)
         kept = [place for place, name in enumerate(names) if name not in workers]
-        whole, measure = self.measure, None
-        if whole is not None:
-            places = torch.tensor([*kept, len(names)])  # the last one is the reference
-
-            def measure(reference: Tensor | None) -> Tensor:
-                return whole(reference)[places][:, places]
-
         buffers = self.buffers
         return replace(
             self,
             rows={names[place]: self.rows[names[place]] for place in kept},
             mix=tuple(among(part, kept) for part in self.mix),
-            measure=measure,
+            measure=None if self.measure is None else _of_places(self.measure, [*kept, len(names)]),
             fresh=None if self.fresh is None else {*self.fresh} - {*workers},
             buffers=None if buffers is None else {w: b for w, b in buffers.items() if w not in workers},
         )
@@ -78,6 +71,12 @@ class StepInput:
             return self
         found = self.measure(reference)
         return replace(self, measure=lambda _: found)
+
+
+def _of_places(measure: Measure, places: Sequence[int]) -> Measure:
+    """The same measure of some of the rows, and of the reference, which has the last place."""
+    chosen = torch.tensor([*places])
+    return lambda reference: measure(reference)[chosen][:, chosen]
 
 
 class RowSource(Protocol):

@@ -27,6 +27,10 @@ def test_where_a_run_takes_place_is_no_part_of_its_identity(setting):
     assert run_id(load(None, [setting])) == run_id(load())
 
 
+NEEDED = {"server.gate={}": ["evaluate.validation=0.1"]}
+"""Without which a setting cannot be."""
+
+
 @pytest.mark.parametrize(
     "setting",
     [
@@ -37,10 +41,12 @@ def test_where_a_run_takes_place_is_no_part_of_its_identity(setting):
         "f=2",
         "aggregator.per_block=true",
         "server.deadline=auto",
+        "server.gate={}",
     ],
 )
 def test_what_changes_numbers_changes_the_identity(setting):
-    assert run_id(load(None, [setting])) != run_id(load())
+    needed = NEEDED.get(setting, [])
+    assert run_id(load(None, [setting, *needed])) != run_id(load(None, needed))
 
 
 def test_the_limits_of_a_deadline_count_where_it_sets_itself():

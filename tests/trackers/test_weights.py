@@ -62,6 +62,7 @@ def test_the_numbers_of_a_round_are_finite_and_have_safe_names(record):
         "workers/missing": 0.0,
         "workers/declined": 0.0,
         "workers/dropped": 1.0,
+        "workers/gated": 0.0,
         "workers/counted": 2.0,
         "updated": 1.0,
         "weight/w00": 0.75,

@@ -24,6 +24,7 @@ OF_AUTO = ("server.deadline_floor", "server.deadline_ceiling")
 ADDED: Mapping[str, Any] = {
     "worker.inner": None,
     "server.fragments": 1,
+    "server.gate": None,
     "weights": None,
     "weights_cap": None,
     "optimizer.dampening": 0.0,

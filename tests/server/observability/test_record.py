@@ -1,6 +1,7 @@
 """One line of JSON per round, whatever a worker or a rule put into it."""
 
 import json
+import math
 
 import pytest
 
@@ -52,6 +53,7 @@ def test_a_committed_round():
         evaluation=(0.3, 0.9),
         seconds={"evaluate": 4.0},
         parameters="5e",
+        gated={"w06": 0.5, "w07": math.inf},
     )
     assert parsed(record) == {
         "round": 7,
@@ -67,6 +69,7 @@ def test_a_committed_round():
         "effective": 2.0,
         "spread": 0.5,
         "dropped": {"w02": "not finite"},
+        "gated": {"w06": 0.5, "w07": None},
         "missing": ["w03"],
         "waited_for": ["w03"],
         "not_waited_for": {},

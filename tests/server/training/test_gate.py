@@ -5,7 +5,8 @@ import math
 import pytest
 import torch
 
-from varangian.aggregators import Aggregator, GramAccumulator, Krum, Mean, Median
+from varangian.aggregators import Aggregator, Krum, Mean, Median, Rows
+from varangian.aggregators.kernels import backend_for
 from varangian.aggregators.mixings.scaled import Scaled
 from varangian.plugins import InputError
 from varangian.protos.layout import Fragments, Layout
@@ -172,9 +173,8 @@ def test_what_is_left_of_an_input_is_what_would_be_measured_anew():
     rows, reference = drawn(6), torch.ones(D)
 
     def measured(rows):
-        accumulator = GramAccumulator(len(rows), D, reference)
-        accumulator.add(torch.stack([*rows.values()]))
-        return accumulator.products
+        stacked = Rows.of([*rows.values()])
+        return backend_for(stacked).gram(stacked, reference)
 
     whole = StepInput(
         rows,
