@@ -172,10 +172,10 @@ class Learner:
         """
         d, row = self._d, row.to(out.dtype)
         out.copy_(self.parameters)
-        if self._fragments is None:
+        if self.fragments is None:
             out[:d].sub_(row, alpha=step)
         else:
-            slices = self._fragments.slices[self._fragments.of(round)]
+            slices = self.fragments.slices[self.fragments.of(round)]
             put(out, slices, take(out, slices).sub_(row, alpha=step))
 
     def why_broken(self, workers: Collection[str], faults: Collection[str]) -> str | None:

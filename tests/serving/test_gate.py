@@ -1,12 +1,14 @@
 """A function of a program as the loss of the gate, friendly and hostile."""
 
+import json
 import math
+import threading
 
 import pytest
 import torch
-from tests.serving.own import pull_to_zero
+from tests.serving.own import net, pull_to_zero
 
-from varangian import Server
+from varangian import Server, connect
 from varangian.launch.result import RunError
 from varangian.registry import ConfigError
 
@@ -23,8 +25,6 @@ def size(model):
 
 
 def gated(folder):
-    import json
-
     return [json.loads(line)["gated"] for line in (folder / "rounds.jsonl").read_text().splitlines()]
 
 
@@ -39,6 +39,32 @@ def test_a_vector_that_raises_the_loss_is_left_out(served):
 def test_it_needs_no_settings(served):
     result, *_ = served(vector=flipped, gate=size, **FOUR)
     assert all("w02" in names for names in gated(result.folder))
+
+
+@pytest.mark.parametrize("aggregator", ["mean", "median"])
+def test_its_worker_hears_of_weight_0_and_of_no_refusal(tmp_path, aggregator):
+    settings = FOUR | {"aggregator": aggregator, "f": 1, "rounds": 4, "output": str(tmp_path)}
+    outcomes = {}
+
+    def work(name, sign):
+        with connect(running.address, net(7), token=running.token(name), name=name) as worker:
+            while worker.pull():
+                outcomes.setdefault(name, []).append(worker.push(sign * worker.parameters))
+
+    server = Server(net(), gate=size, **settings)
+    with server.start(note=lambda text: None) as running:
+        signs = {"w00": 1, "w01": 1, "w02": 1, "w03": -1}
+        threads = [threading.Thread(target=work, args=given) for given in signs.items()]
+        for thread in threads:
+            thread.start()
+        running.result(60)
+        for thread in threads:
+            thread.join(60)
+    assert all(outcome.accepted for found in outcomes.values() for outcome in found)
+    heard = {name: {outcome.weight for outcome in found[1:]} for name, found in outcomes.items()}
+    others = pytest.approx(1 / 3) if aggregator == "mean" else None
+    assert heard["w03"] == {0.0}
+    assert [*heard["w00"]] == [others]
 
 
 def fails(model):
