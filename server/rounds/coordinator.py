@@ -181,6 +181,8 @@ class Coordinator:
         self._evaluate, self._evaluate_every = evaluate, evaluate_every
         self._row_source, self._keep_rows = row_source or Pushed(), keep_rows
         self._gate = gate
+        self._left_out: tuple[int, dict[str, float]] = (-1, {})
+        """The last round with a gate, and whom that left out."""
         self._compute = ComputeThread(executor, threads)
         self._d = learner.parameters.numel()
         self._windowed: WindowedRounds | None = None
@@ -509,7 +511,9 @@ class Coordinator:
             self._storage.release(ended.workers)
             del self._digests[ended.round]
             parameters = _hex_digest(self._learner.version)
-            await self._record(record_of_skip(ended, evaluation, pushes, parameters))
+            record = record_of_skip(ended, evaluation, pushes, parameters)
+            round, gated = self._left_out
+            await self._record(replace(record, gated=gated) if round == ended.round else record)
             return None
         try:
             # In a window the update was aggregated while its rows came.
@@ -605,12 +609,12 @@ class Coordinator:
         """
         vectors, buffers = self._learner.split(rows)
         inputs = replace(self._row_source.step_input(close, vectors), buffers=buffers)
-        gated, measured = self._gated(close, inputs)
-        inputs = inputs.without(gated)
         if self._keep_rows is not None:
             if inputs.earlier is None:
                 inputs = inputs.measured(self._learner.reference)
             self._keep_rows(close, inputs, self._learner.state())
+        gated, measured = self._gated(close, inputs)
+        inputs = inputs.without(gated)
         step = self._learner.step(
             close.round,
             inputs.rows,
@@ -637,6 +641,7 @@ class Coordinator:
         found = self._gate.left_out(
             close.round, self._learner, inputs.rows, close.faults, f, inputs.factors
         )
+        self._left_out = close.round, found
         return found, {"gate": time.perf_counter() - start}
 
     async def _ended(self, stop: asyncio.Event) -> Close | Skip | Finish:

@@ -89,18 +89,22 @@ class HeldOutGate:
             round: which.
             learner: as it is before the step; not changed.
             rows: worker to what the rule would see. One that is not finite is left to the rule, to which it
-                is a proven fault.
-            faults: workers that have proved faulty.
+                is a proven fault, and is one of the f.
+            faults: other workers that have proved faulty.
             f: how many workers may be Byzantine.
             factors: by which the rows are multiplied before the rule; None for 1.
         """
-        most = f - len(faults)
-        if not self.is_due(round) or most < 1:
+        if not self.is_due(round):
             return {}
-        rises = self._rises(round, learner, rows, most, factors or {})
+        finite = {name: row for name, row in rows.items() if bool(row.isfinite().all())}
+        faulty = {*faults} | (rows.keys() - finite.keys())
+        most = f - len(faulty)
+        if most < 1:
+            return {}
+        rises = self._rises(round, learner, finite, most, factors or {})
         worst = [name for name, rise in rises.items() if rise > self._gate.tolerance]
         worst = sorted(worst, key=lambda name: (-rises[name], name))[:most]
-        while worst and learner.why_broken(rows.keys() - {*worst}, faults):
+        while worst and learner.why_broken(finite.keys() - {*worst}, faulty):
             worst.pop()
         return {name: rises[name] for name in sorted(worst)}
 
@@ -112,7 +116,7 @@ class HeldOutGate:
         most: int,
         factors: Mapping[str, float],
     ) -> dict[str, float]:
-        """The rise of the loss by the step of each row that is finite; nothing where it cannot be told.
+        """The rise of the loss by the step of each row; nothing where it cannot be told.
 
         A row after whose step there is no finite loss has an infinite one: otherwise it would close the
         gate for all. But where there are more of them than may be Byzantine, the loss is to blame.
@@ -125,8 +129,6 @@ class HeldOutGate:
         step = learner.rate(round) if isinstance(step, str) else step
         point, rises = torch.empty_like(learner.parameters), dict[str, float]()
         for name in sorted(rows):
-            if not bool(rows[name].isfinite().all()):
-                continue
             learner.move_along(round, rows[name], step * factors.get(name, 1.0), point)
             after, why = self._finite_loss(point, round)
             failed = failed or why

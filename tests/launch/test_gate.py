@@ -87,13 +87,13 @@ def test_a_run_that_goes_on_has_the_same_bits(small, way):
     assert ended.digest == kept.digest == straight.digest
 
 
-@pytest.mark.parametrize("way", ["sync", "async", "fedlaavg"])
-def test_kept_vectors_are_those_that_were_let_through(carried_out, way):
+@pytest.mark.parametrize("way", ["sync", "async", "fedlaavg", "fragments"])
+def test_kept_vectors_are_aggregated_again_without_those_that_were_left_out(carried_out, way):
     settings = (*GATE, *ATTACKED, *WAYS[way], "aggregator=nnm+trimmed_mean", "server.keep_rows=3")
     result, records, _ = carried_out(*settings)
     assert any(record.gated for record in records[-3:])
     found = audit(result.folder, recompute=True)
-    assert not found.problems
+    assert not found.problems, found.problems
     assert any("3 rounds, 2 to 4: recomputed from kept rows, the same bits" in fact for fact in found.facts)
 
 
@@ -130,3 +130,14 @@ def test_settings_are_checked(small):
             small(f"server.gate={wrong}", "evaluate.validation=0.2")
     config = small(*GATE, "server.gate.step=0.5")
     assert (config.server.gate.batch, config.server.gate.step) == (32, 0.5)
+
+
+def test_a_record_that_names_others_is_not_that_of_its_vectors(carried_out):
+    settings = (*GATE, *ATTACKED, "aggregator=mean", "server.keep_rows=5")
+    result, *_ = carried_out(*settings)
+    file = Path(result.folder) / "rounds.jsonl"
+    lines = [json.loads(line) for line in file.read_text().splitlines()]
+    lines[3]["gated"] = {"w00": 1.0, "odd": None}
+    file.write_text("".join(json.dumps(line) + "\n" for line in lines))
+    problems = audit(result.folder, recompute=True).problems
+    assert any("round 3" in one and "than its kept rows give" in one for one in problems), problems

@@ -92,8 +92,9 @@ def test_the_condition_of_the_rule_holds_for_the_rows_that_are_left(aggregator, 
 
 def test_a_row_that_is_not_finite_is_left_to_the_rule():
     rows = drawn(4) | {"w01": torch.full((D,), math.nan)}
-    found = HeldOutGate(Gate(), loss).left_out(0, learner(), rows, {}, 3)
-    assert "w01" not in found
+    rows |= {name: TARGET - learner().parameters for name in ("w00", "w02", "w03")}
+    for f, left_out in ((1, []), (2, ["w00"]), (3, ["w00", "w02"])):
+        assert [*HeldOutGate(Gate(), loss).left_out(0, learner(), rows, {}, f)] == left_out
     dropped = learner(Aggregator(Mean(), f=1)).step(0, rows, {}).dropped
     assert dropped == {"w01": "not finite"}
 

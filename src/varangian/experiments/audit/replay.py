@@ -20,6 +20,7 @@ from varangian.launch.checkpoints.kept_rows import KeptRound, kept_rounds
 from varangian.launch.membership.changed_settings import with_members
 from varangian.protos.layout import Layout, fragments_of
 from varangian.server.rows.fragments import Fragmented
+from varangian.server.rows.source import StepInput
 from varangian.server.training.learner import Measure, Step
 from varangian.server.training.optimizers import OwnOptimizer, Sgd
 from varangian.server.training.parameters import ParameterVersions
@@ -176,17 +177,20 @@ def _difference(
     measure: Measure | None = None if measured is None else lambda _: measured
     if fragmented is not None:
         measure = fragmented.measure(round, kept.rows)
+    whole = StepInput(kept.rows, kept.mix, measure, fresh=kept.fresh, buffers=kept.buffers)
+    gated = record.get("gated")
+    inputs = whole.without({*gated} & kept.rows.keys() if isinstance(gated, dict) else ())
     threads = torch.get_num_threads()
     torch.set_num_threads(config.server.threads)
     try:
         step = learner.step(
             round,
-            kept.rows,
+            inputs.rows,
             kept.faults,
-            mix=kept.mix,
-            measure=measure,
-            fresh=kept.fresh,
-            buffers=kept.buffers,
+            mix=inputs.mix,
+            measure=inputs.measure,
+            fresh=inputs.fresh,
+            buffers=inputs.buffers,
         )
     except AggregationError as error:
         return "" if str(error) in str(record.get("skipped")) else "results"
