@@ -550,11 +550,9 @@ class Coordinator:
         For a rule without weights that is all that is known, until the next update.
         """
         if record.skipped is None:
-            found = dict.fromkeys(record.gated, 0.0)
             if record.weights is None:
                 self.weights.clear()
-            else:
-                found |= {**record.weights, **dict.fromkeys(record.dropped, 0.0)}
+            found = {**(record.weights or {}), **dict.fromkeys((*record.gated, *record.dropped), 0.0)}
             self.weights |= {name: LastWeight(record.round, weight) for name, weight in found.items()}
 
     async def keep(self, more: Plain | None = None) -> None:

@@ -14,9 +14,10 @@ class Outcome:
     round: int
     """The round that the vector is for."""
     weight: float | None = None
-    """The coefficient of this worker's row in the last aggregate that had one; 0 where its row was dropped.
-    None where the server does not say: of a push that is not accepted, before the first aggregate, and for
-    rules that have no coefficients, as the coordinate-wise median."""
+    """The coefficient of this worker's row in the last aggregate that had one; 0 where its row was dropped,
+    with any rule. None where the server does not say: of a push that is not accepted, before the first
+    aggregate, and for rows that took part in a rule without coefficients, as the coordinate-wise median and
+    `nnm+trimmed_mean`: they give every worker some of the coordinates."""
     weight_round: int | None = None
     """The round of that aggregate; None where `weight` is."""
     code: str = ""

@@ -211,6 +211,18 @@ async def test_a_vector_that_is_not_finite_spends_one_of_the_f(time):
     assert "w04" not in run.records[0].weights
 
 
+async def test_a_worker_whose_vector_was_dropped_hears_so_also_where_no_rule_has_coefficients(time):
+    async with Run(time, n=5, rule=aggregators.Median(), rounds=3) as run:
+        for round in range(2):
+            await run.opened(round)
+            for worker, value in (("w00", 1.0), ("w01", 1.1), ("w02", 1.2), ("w03", 1.3)):
+                await run.push(worker, value)
+            await run.push("w04", 1.0 if round else NAN)
+            await run.opened(round + 1)
+            assert run.records[round].weights is None
+            assert run.coordinator.weights == ({} if round else {"w04": (0, 0.0)})
+
+
 async def test_subnormal_numbers_are_flushed_before_they_count(time):
     async with Run(time, rounds=1) as run:
         for worker in ("w00", "w01", "w02", "w03"):
