@@ -16,6 +16,7 @@ from varangian.aggregators.kernels import (
     native,
     reference,
 )
+from varangian.aggregators.numeric.weighted_order import WeightedMedian, WeightedWindow
 
 SHAPES = [(3, 63), (8, 1000), (15, 1271), (5, 4096), (4, 65_537)]
 DTYPES = [torch.float16, torch.bfloat16, torch.float32, torch.float64]
@@ -85,6 +86,23 @@ def test_columnwise(backend: Backend, shape: tuple[int, int], dtype: torch.dtype
     wanted = reference.columnwise(Median().columnwise, coords, rows, r)
     assert (found.shape, found.dtype) == ((shape[1],), dtype)
     assert torch.allclose(found.double(), wanted.double(), rtol=2 * torch.finfo(dtype).eps, atol=1e-6)
+
+
+@BACKEND
+@SHAPE
+@pytest.mark.parametrize("mixed", [False, True])
+def test_columns_by_weight(
+    backend: Backend, shape: tuple[int, int], dtype: torch.dtype, mixed: bool
+) -> None:
+    n, rows = shape[0], rows_for(shape, dtype)
+    points = 3 if mixed else n
+    coords, r = torch.rand(3, n + 1).double() / n if mixed else None, last(rows) if mixed else None
+    p = tuple(2 * (i + 1) / (points * (points + 1)) for i in range(points))
+    for rule in (WeightedWindow(p, 0.2), WeightedMedian(p, midpoint=True)):
+        found = backend.columnwise(rule, coords, rows, r)
+        wanted = reference.columnwise(rule, coords, rows, r)
+        assert (found.shape, found.dtype) == ((shape[1],), dtype)
+        assert torch.allclose(found.double(), wanted.double(), rtol=2 * torch.finfo(dtype).eps, atol=1e-6)
 
 
 def specials(dtype: torch.dtype) -> dict[str, tuple[float, bool, bool]]:
