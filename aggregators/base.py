@@ -15,7 +15,7 @@ from torch import Tensor
 
 from varangian.aggregators.gram import Gram
 from varangian.aggregators.numeric.order import Order
-from varangian.aggregators.numeric.shares import CRUMB, HALF, Shares
+from varangian.aggregators.numeric.shares import CRUMB, MINORITY, Shares
 from varangian.aggregators.numeric.weighted_order import WeightedOrder
 from varangian.own_classes import OwnClasses, OwnFunction, replaced
 from varangian.registry import Registry
@@ -375,7 +375,7 @@ def honest_majority(n: int, f: int) -> str | None:
 def light_minority(shares: Shares, f: int) -> str | None:
     """The condition B < 1/2 of any robust rule, where rows have weights: honest rows have the majority."""
     budget = shares.budget(f)
-    if budget >= HALF:
+    if budget >= MINORITY:
         # With f = 0 it is what the invalid rows, lighter than the heaviest, left of the budget.
         who = f"the f = {f} heaviest" if f else "those that were not found invalid"
         return f"it needs less than half of the weight on Byzantine rows, and {who} may have {budget:.3g}"

@@ -22,7 +22,9 @@ from varangian.aggregators.numeric.algebra import Array
 CRUMB = 1e-12
 """Weight that is rounding. It must not be multiplied by a number that a Byzantine row chose."""
 HALF = 0.5 - CRUMB
-"""Weight that a Byzantine minority stays below."""
+"""Weight that is half of all, but for rounding."""
+MINORITY = 0.5 - 1e-7
+"""Weight that a Byzantine minority stays below: columns of float32 tell it from half of all."""
 
 
 class SharesError(ValueError):

@@ -195,6 +195,24 @@ def test_what_is_cut_leaves_nothing_behind() -> None:
         assert torch.allclose(aggregator(rows, weights=weights).vector, torch.ones(3, dtype=dtype))
 
 
+@pytest.mark.parametrize("left", [1e-3, 1e-5, 1e-6])
+@pytest.mark.parametrize("n", [3, 5, 40])
+@pytest.mark.parametrize("rule", ["trimmed_mean", "median"])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float64])
+def test_a_row_of_nearly_half_of_the_weight_is_still_a_minority(
+    left: float, n: int, rule: str, dtype: torch.dtype
+) -> None:
+    aggregator = aggregator_from(rule, "aggregator", f=1)
+    weights = [(n - 1) * (1 - left), *[1.0] * (n - 1)]
+    rows = torch.arange(n, dtype=dtype)[:, None].repeat(1, 3)
+    rows[0] = torch.tensor([-1e30, 1e30, 1.0], dtype=dtype)
+    found = aggregator(rows, weights=weights).vector
+    assert torch.allclose(found, torch.tensor([1.0, n - 1, 1.0], dtype=dtype), rtol=1e-2)
+    weights[0] = (n - 1) * (1 - 1e-8)
+    with pytest.raises(AggregationError, match="less than half of the weight"):
+        aggregator(rows, weights=weights)
+
+
 def krum_of_the_paper(rows: Tensor, p: list[float], budget: float) -> list[float]:
     """Scores: the nearest others up to the weight 1 - B - 2 p of the row, squared distances p times."""
     scores = []
