@@ -635,14 +635,12 @@ class Reduction:
         """
         parts = [piece.own[place * piece.s : (place + 1) * piece.s] for place in range(group.n)]
         others = [(group.rank + step) % group.n for step in range(1, group.n)]
-        began = [
-            dist.irecv(parts[other], group=group.group, group_src=other, tag=tag)
-            for other in others
-            if len(parts[other])
+        # Methods of the group, which name ranks of it: `dist.isend` does so from torch 2.6 on.
+        began: list[dist.Work | None] = [
+            group.group.recv([parts[other]], other, tag) for other in others if len(parts[other])
         ]
         if piece.mine:
-            mine = parts[group.rank]
-            began += [dist.isend(mine, group=group.group, group_dst=other, tag=tag) for other in others]
+            began += [group.group.send([parts[group.rank]], other, tag) for other in others]
         return began
 
     def _exchanged(self, group: _Group, settled: _Settled) -> None:
