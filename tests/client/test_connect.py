@@ -60,8 +60,8 @@ def test_only_what_concerns_a_loop_of_ones_own_is_compared():
     module = model()
     with serving(module, common=SharedSettings(PARTICIPATION)) as rig, rig.connect(module):
         pass
-    deltas = SharedSettings(PARTICIPATION | {"participation": "deltas"})
-    with serving(module, common=deltas) as rig, pytest.raises(ClientError, match="should be deltas"):
+    other = SharedSettings(PARTICIPATION | {"participation": "models"})
+    with serving(module, common=other) as rig, pytest.raises(ClientError, match="should be models"):
         rig.connect(module)
 
 

@@ -16,6 +16,11 @@ Received: TypeAlias = Callable[[str, int, Tensor], Tensor]
 """From a worker, a round and a delta to the delta (d,) float32 as the server reads it."""
 
 
+def describe_deltas(wire: Dtype) -> str:
+    """What workers push, as both ends compare it: a worker has to know how its deltas are rounded."""
+    return "deltas" if wire == FLOAT32 else f"deltas in {wire}"
+
+
 def as_received(dtype: Dtype) -> Received:
     """Deltas as they are read from a wire of this type."""
 

@@ -10,12 +10,12 @@ import torch
 import xxhash
 from torch import Tensor
 
-from varangian.protos.encoding import FLOAT32
 from varangian.protos.shared_settings import SharedSettings
 from varangian.registry import Registry
 from varangian.worker.data.base import Dataset
 from varangian.worker.data.partition import PARTITIONS, Private, Shared
 from varangian.worker.data.samples import Samples, tensors
+from varangian.worker.training.error_feedback import describe_deltas
 from varangian.worker.training.losses import LOSSES
 from varangian.worker.training.models import MODELS
 from varangian.worker.training.task import Task
@@ -81,10 +81,8 @@ def shared_settings(task: Task, dataset: Dataset) -> SharedSettings:
 
 
 def _describe_vectors(task: Task) -> str:
-    """What is pushed; of deltas a worker has to know itself how they are rounded."""
-    if not task.deltas:
-        return "vectors"
-    return "deltas" if task.wire == FLOAT32 else f"deltas in {task.wire}"
+    """What is pushed."""
+    return describe_deltas(task.wire) if task.deltas else "vectors"
 
 
 def fingerprint(dataset: Dataset) -> dict[str, str]:

@@ -29,7 +29,7 @@ from varangian.protos.contract import (
     check_round,
 )
 from varangian.protos.data_channel.connection import DataConnectionError
-from varangian.protos.encoding import Encoding, rounding_seed, take
+from varangian.protos.encoding import Dtype, Encoding, rounding_seed, take
 from varangian.protos.errors import Refused
 from varangian.protos.layout import Layout, fragments_of
 from varangian.protos.messages import INLINE_LIMIT, MANIFEST_LIMIT, PROTOCOL, decode_message
@@ -81,6 +81,9 @@ class TransientError(Exception):
 class ClientError(Exception):
     """The server cannot be used. The text says which, what was tried, and what to do."""
 
+    refusal: Refusal | None = None
+    """The refusal of the server that it was, if it was one."""
+
 
 class Client:
     """The calls of one worker, over a channel of its own. Every call may be repeated without harm.
@@ -117,7 +120,8 @@ class Client:
         self._server = server
         self._plain, self._with_buffers = layout, with_buffers
         self._layout = layout
-        self._common = common
+        self.common = common
+        """The text of what this machine should have in common with the server, for the next join."""
         self._backoff = backoff
         self._idle = idle
         self._sleep = sleep
@@ -157,6 +161,11 @@ class Client:
     def buffers(self) -> int:
         """How many numbers at the end of a vector the server takes for buffers."""
         return self._sends.exact
+
+    @property
+    def dtype(self) -> Dtype:
+        """The type in which the server wants the numbers of vectors."""
+        return self._sends.dtype
 
     @property
     def terms(self) -> Terms:
@@ -356,7 +365,9 @@ class Client:
             raise TransientError(failed)
         if failed.reaction is Reaction.RETRY:
             raise TransientError(failed)
-        raise ClientError(f"{self._failed(what)}. {failed}")
+        final = ClientError(f"{self._failed(what)}. {failed}")
+        final.refusal = failed.refusal
+        raise final
 
     def _failed(self, what: str) -> str:
         return f"Worker {self.name} could not {what} at {self._server}"
@@ -367,7 +378,7 @@ class Client:
             protocol=PROTOCOL,
             layout=layout.text,
             software=f"varangian {__version__}",
-            common=self._common,
+            common=self.common,
         )
         data = await self._connection.calls.join(
             request.SerializeToString(), metadata=self._identity, timeout=self._idle

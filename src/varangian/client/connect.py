@@ -22,6 +22,7 @@ from varangian.client.worker import Worker
 from varangian.protos.shared_settings import SharedSettings
 from varangian.structured_logs import event
 from varangian.worker.checkpoints.folders import state_folders
+from varangian.worker.training.error_feedback import DeltaEncoder
 from varangian.worker.transport.client import ClientError
 from varangian.worker.transport.tls import Proof
 
@@ -30,7 +31,8 @@ log = logging.getLogger(__name__)
 CONNECTED = weakref.WeakValueDictionary[tuple[str, str], Exchange]()
 """Workers of this process by server and name. A cell of a notebook that runs again connects again."""
 OWN_LOOP = SharedSettings({"participation": "vectors"})
-"""What a loop of the user's own has in common with the server: all that it computes is a vector."""
+"""What a loop of the user's own has in common with the server: all that it computes is a vector, from which
+deltas are made here for a server that wants them."""
 
 
 def connect(
@@ -173,7 +175,8 @@ class Opening:
         beta = self._momentum
         if beta is None:
             beta = session.terms.momentum or 0.0
-        memory = MomentumMemory(self._name, beta, self._folders)
+        deltas = DeltaEncoder(session.dtype) if session.deltas else None
+        memory = MomentumMemory(self._name, beta, self._folders, deltas)
         exchange = Exchange(self._name, self._model, session, self._background, memory)
         CONNECTED[self._server, self._name] = exchange
         return exchange

@@ -6,14 +6,16 @@ Each step has a part in the thread of the loop, which touches the model, and one
 
 from __future__ import annotations
 
+import asyncio
 import logging
 import os
 import sys
 import time
 import weakref
-from collections.abc import Callable, Coroutine
+from collections.abc import Callable, Coroutine, Sequence
 from concurrent.futures import CancelledError, Future
 from contextlib import suppress
+from dataclasses import replace
 from numbers import Real
 from typing import TYPE_CHECKING, Any, TypeVar
 
@@ -24,14 +26,14 @@ from varangian.client.memory import MomentumMemory
 from varangian.client.model import SHOWN, ModelVector
 from varangian.client.outcome import DECLINED, Outcome
 from varangian.client.scaling import Unscaling
-from varangian.client.session import NO_PUSH, Given, Session
+from varangian.client.session import NO_PUSH, RESTARTED, Given, Session
 from varangian.protos.contract import Terms
 from varangian.protos.layout import Layout
 from varangian.protos.text import escape
 from varangian.structured_logs import event
 from varangian.worker.training.flat import DivergedError, ModelError, check_finite
 from varangian.worker.transport.client import ClientError
-from varangian.worker.transport.results import Finished
+from varangian.worker.transport.results import Finished, Receipt
 
 if TYPE_CHECKING:
     from torch.amp.grad_scaler import GradScaler
@@ -164,7 +166,9 @@ class Exchange:
         if unanswered is not None:
             self._declined.decline(unanswered, NO_PUSH)
         self._answered = True
-        return self._submit(self._session.pull(self.round, unanswered))
+        pull = self._session.pull(self.round, unanswered)
+        # A delta is made where it is pushed: the pull after it must not take its turn.
+        return self._submit(_after(self.drain(), pull) if self.memory.makes_deltas else pull)
 
     def end_pull(self, got: Given | Finished, zero_grad: bool) -> bool:
         """Take up what was pulled; whether there is a round to compute."""
@@ -241,7 +245,8 @@ class Exchange:
         self._answered, self._seconds = True, time.monotonic() - self._began
         late = self._late(given)
         self._declined.push()
-        future = self._submit(_push(self._session, given, flat, late))
+        memory = self.memory if self.memory.makes_deltas else None
+        future = self._submit(_push(self._session, given, flat, late, memory))
         self._pushing = [one for one in self._pushing if not one.done()] + [future]
         return future
 
@@ -331,10 +336,42 @@ def wait(future: Future[T]) -> T:
         raise
 
 
-async def _push(session: Session, given: Given, flat: Tensor, late: str) -> Outcome:
-    receipt = await session.push(given, flat)
+async def _push(
+    session: Session, given: Given, flat: Tensor, late: str, memory: MomentumMemory | None
+) -> Outcome:
+    push = session.push(given, flat) if memory is None else _push_delta(session, given, flat, memory)
+    receipt = await push
     reason = f"{receipt.sentence} {late}".strip()
     return Outcome(receipt.counted, given.round, receipt.weight, receipt.weight_round, receipt.code, reason)
+
+
+async def _push_delta(session: Session, given: Given, flat: Tensor, memory: MomentumMemory) -> Receipt:
+    """Push what is new in a vector since the last that counted."""
+    if given.start != (session.run, session.terms.epoch):
+        return RESTARTED
+    before = memory.unconfirmed(given.round)
+    if before is not None:
+        # What the server does not have of it is part of this one.
+        receipt = await session.push(replace(given, round=before[0]), before[1])
+        if receipt.counted:
+            await asyncio.to_thread(memory.confirm, before[0])
+    delta = await asyncio.to_thread(memory.delta, given.round, flat)
+    receipt = await session.push(given, delta)
+    if receipt.counted:
+        await asyncio.to_thread(memory.confirm, given.round)
+    return receipt
+
+
+async def _after(futures: Sequence[Future[Outcome]], work: Coroutine[Any, Any, T]) -> T:
+    """Do some work once these futures are done, whatever came of them."""
+    # Whoever gives up this work cancels none of them.
+    others = [asyncio.shield(asyncio.wrap_future(future)) for future in futures]
+    try:
+        await asyncio.gather(*others, return_exceptions=True)
+    except BaseException:
+        work.close()
+        raise
+    return await work
 
 
 async def _decline(session: Session, given: Given, reason: str) -> Outcome:

@@ -16,11 +16,14 @@ from math import inf
 from torch import Tensor
 
 from varangian.protos.contract import Terms
+from varangian.protos.encoding import Dtype
 from varangian.protos.layout import Layout
 from varangian.protos.network.grpc_log import install_log_filter
 from varangian.protos.refusals import Refusal
+from varangian.protos.shared_settings import SharedSettings
 from varangian.structured_logs import event
 from varangian.worker.loop import SIGN_OF_LIFE
+from varangian.worker.training.error_feedback import describe_deltas
 from varangian.worker.transport.client import Client, ClientError
 from varangian.worker.transport.results import Finished, Receipt
 from varangian.worker.transport.retry import Backoff
@@ -51,8 +54,10 @@ class Given:
 class Session:
     """A worker that has joined."""
 
-    def __init__(self, client: Client) -> None:
+    def __init__(self, client: Client, deltas: bool = False) -> None:
         self._client = client
+        self.deltas = deltas
+        """Whether the server wants what is new in a vector since the last that counted."""
         self._calls = asyncio.Lock()
         self._last = time.monotonic()
         self._failure: ClientError | None = None
@@ -81,7 +86,7 @@ class Session:
             server, name, proof, layout, with_buffers=with_buffers, common=common, backoff=backoff
         )
         try:
-            await client.join()
+            deltas = await _joined(client)
             if client.buffers and with_buffers is None:
                 raise ClientError(
                     f"The server takes {client.buffers} numbers of buffers with each vector. Found none in "
@@ -90,7 +95,7 @@ class Session:
         except BaseException:
             await client.close()
             raise
-        return cls(client)
+        return cls(client, deltas)
 
     @property
     def run(self) -> str:
@@ -99,6 +104,11 @@ class Session:
     @property
     def terms(self) -> Terms:
         return self._client.terms
+
+    @property
+    def dtype(self) -> Dtype:
+        """The type in which vectors travel."""
+        return self._client.dtype
 
     async def pull(self, after: int, unanswered: int | None) -> Given | Finished:
         """The parameters of the first open round after that.
@@ -168,3 +178,29 @@ class Session:
                     self._failure = error.with_traceback(None)
                     log.debug("%s", error, extra=event("worker_failed", worker=self._client.name))
                 self._last = time.monotonic()
+
+
+async def _joined(client: Client) -> bool:
+    """Join; whether the server wants deltas of vectors.
+
+    A server that wants them refuses who says that it pushes vectors. Then a join that compares nothing
+    tells the type in which they travel, and another one whether that is what differs.
+
+    Raises:
+        ClientError: the server cannot be reached or does not take this worker.
+    """
+    try:
+        await client.join()
+        return False
+    except ClientError as error:
+        if error.refusal is not Refusal.COMMON:
+            raise
+        refused = error.with_traceback(None)
+    client.common = ""
+    await client.join()
+    client.common = SharedSettings({"participation": describe_deltas(client.dtype)}).text
+    try:
+        await client.join()
+    except ClientError as error:
+        raise refused if error.refusal is Refusal.COMMON else error from None
+    return True

@@ -36,7 +36,7 @@ SCORE = "score"
 """The name of a score that comes alone."""
 MOST = 200
 """Scores of one evaluation."""
-PUSHES = "Choose a participation in which workers push vectors, as sync, at the server."
+PUSHES = "A loop of the same release joins once more, and makes deltas of its vectors."
 SHOWN = 4
 """Names in a sentence."""
 GIVES = "should return a number, or a mapping of names to numbers as {'accuracy': 0.9, 'loss': 0.3}"
@@ -67,8 +67,8 @@ class OwnModule:
         self._lock = threading.RLock()
         self._travel = False
         self._told = set[str]()
-        self.deltas = False
-        """Whether workers push what is new in a vector since the last that counted."""
+        self.pushed = "vectors"
+        """What workers push."""
         self.tell: Callable[[str], None] = lambda sentence: None
         """Takes a sentence about an evaluation that failed, once each; called from any thread."""
 
@@ -117,8 +117,7 @@ class OwnModule:
     @property
     def common(self) -> SharedSettings:
         """What workers push: the rest is in their programs alone."""
-        pushed = "deltas" if self.deltas else "vectors"
-        return SharedSettings({"participation": pushed}, {"participation": PUSHES})
+        return SharedSettings({"participation": self.pushed}, {"participation": PUSHES})
 
     @property
     def classes(self) -> None:

@@ -24,6 +24,7 @@ from varangian.serving.own_module import OwnModule
 from varangian.serving.round_callback import RoundCallback
 from varangian.structured_logs import enter
 from varangian.trackers.follower import END, END_AFTER_SIGNAL
+from varangian.worker.training.error_feedback import describe_deltas
 
 GOES_ON = "varangian.Server(...).serve(..., resume='{folder}')"
 
@@ -99,7 +100,8 @@ class Work:
         check_port(config)
         security = self.identity if isinstance(self.identity, Security) else None
         check_metrics(config, certificates=security is not None)
-        self.model.deltas = config.participation.pushes_deltas
+        if config.participation.pushes_deltas:
+            self.model.pushed = describe_deltas(config.wire.dtype)
         self.model.tell = lambda sentence: self.note(f"warning: {sentence}")
         run = ServerRun.open(config, self._observe, self.note, self.path, self.resumed, own=self.model)
         try:
