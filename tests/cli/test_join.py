@@ -18,6 +18,7 @@ from tests.extent import patience
 from varangian.cli.commands import join
 from varangian.cli.main import main
 from varangian.pki import x509
+from varangian.pki.authority import days_left
 from varangian.protos import ps_pb2
 from varangian.protos.errors import Refused
 from varangian.protos.identity.bundle import Bundle, Role
@@ -304,8 +305,12 @@ async def test_an_operator_invites_looks_and_signs_where_the_authority_is(
             code, _, err = await asyncio.to_thread(workers, *admit, wrong)
             assert (code, "Nothing was signed" in err) == (1, True)
         assert "w15" not in {one.name for one in cluster.issued()}
-        code, out, _ = await asyncio.to_thread(workers, *admit, key[:16].upper())
+        code, _, err = await asyncio.to_thread(workers, "admit", "w15", "--days", "2")
+        assert (code, "--days should be with --authority" in err) == (1, True)
+        code, out, _ = await asyncio.to_thread(workers, *admit, key[:16].upper(), "--days", "2.5")
         assert (code, "w15 is a member from round 8 on" in out) == (0, True)
+        (signed,) = (one for one in cluster.issued() if one.name == "w15")
+        assert days_left(signed) == pytest.approx(2.5, abs=0.1)
         async with asyncio.timeout(patience(10)):
             assert await asking == 0
         assert Bundle.load(tmp_path / "w15").name == "w15"

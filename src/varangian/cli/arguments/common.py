@@ -39,3 +39,14 @@ def index(text: str) -> int:
     if not text.isdecimal():
         raise argparse.ArgumentTypeError(f"should be a whole number from 0. Found {text!r}.")
     return int(text)
+
+
+def days(text: str) -> float:
+    """For which a certificate is valid."""
+    try:
+        found = float(text)
+    except ValueError:
+        found = 0.0
+    if not 0 < found <= 36500:
+        raise argparse.ArgumentTypeError(f"should be a number of days above 0. Found {text!r}.")
+    return found

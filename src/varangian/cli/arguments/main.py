@@ -10,7 +10,7 @@ from varangian.cli.arguments import bench as benchmarks
 from varangian.cli.arguments import deploy, durability, enrolment, experiments, members
 from varangian.cli.arguments import graph as graph_arguments
 from varangian.cli.arguments import status as status_arguments
-from varangian.cli.arguments.common import FORK_SERVER, add_format, add_log_format, index
+from varangian.cli.arguments.common import FORK_SERVER, add_format, add_log_format, days, index
 from varangian.files import expanded
 
 EPILOG = """\
@@ -222,7 +222,7 @@ def _certs(parser: argparse.ArgumentParser) -> None:
         return added
 
     init = action("init", "Make a certificate authority.")
-    init.add_argument("--days", type=_days, default=1825.0, metavar="N", help="by default 1825")
+    init.add_argument("--days", type=days, default=1825.0, metavar="N", help="by default 1825")
     init.add_argument("--keep", action="store_true", help="do nothing when there is one")
     issue = action("issue", "Make a bundle for each worker, or for a server or an operator.")
     issue.add_argument("names", nargs="*", metavar="NAME", help="names of workers, as w00 w01")
@@ -263,7 +263,7 @@ def _issuing(parser: argparse.ArgumentParser) -> None:
     role.add_argument(
         "--operator", action="store_true", help="for an operator, who may change the workers of a run"
     )
-    parser.add_argument("--days", type=_days, default=30.0, metavar="N", help="by default 30")
+    parser.add_argument("--days", type=days, default=30.0, metavar="N", help="by default 30")
     parser.add_argument(
         "--into",
         type=expanded,
@@ -274,16 +274,6 @@ def _issuing(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--revoke-old", action="store_true", help="with --force: revoke earlier certificates of the name"
     )
-
-
-def _days(text: str) -> float:
-    try:
-        found = float(text)
-    except ValueError:
-        found = 0.0
-    if not 0 < found <= 36500:
-        raise argparse.ArgumentTypeError(f"should be a number of days above 0. Found {text!r}.")
-    return found
 
 
 def _plot(parser: argparse.ArgumentParser) -> None:

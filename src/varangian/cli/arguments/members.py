@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 
+from varangian.cli.arguments.common import days
 from varangian.files import expanded
 
 ACTIONS = {
@@ -54,6 +55,12 @@ def add_workers(parser: argparse.ArgumentParser) -> None:
                 "--fingerprint",
                 metavar="DIGITS",
                 help="sign it only for the public key with these digits, as `varangian join` prints them",
+            )
+            action.add_argument(
+                "--days",
+                type=days,
+                metavar="N",
+                help="with --authority: valid for so long; by default 30",
             )
         action.add_argument("--timeout", type=float, default=30.0, metavar="SECONDS")
         if name == "list":

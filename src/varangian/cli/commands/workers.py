@@ -38,6 +38,9 @@ DIGITS = 12
 
 def command(args: argparse.Namespace) -> int:
     """Show the workers of a run, or change who is one."""
+    signs = getattr(args, "authority", None) is not None
+    if not signs and getattr(args, "days", None) is not None:
+        raise CommandError("--days should be with --authority, which signs a certificate for so long")
     role = Role.WORKER if args.action == "leave" else Role.OPERATOR
     bundle = _bundle(args, role)
     if args.action == "leave":
@@ -48,7 +51,7 @@ def command(args: argparse.Namespace) -> int:
     request = ps_pb2.MembersRequest(
         action=args.action, name=getattr(args, "name", ""), f=AS_IT_IS if f is None else f
     )
-    if getattr(args, "authority", None) is not None:
+    if signs:
         request.certificate = _sign(args, bundle)
     reply = _call(args, bundle, "Members", request)
     rows = [json.loads(line) for line in reply.table.splitlines()]
@@ -108,7 +111,13 @@ def _sign(args: argparse.Namespace, bundle: Bundle) -> bytes:
         folder = authority.path / args.name
         # What was signed before and has no key is of no use to anybody here.
         again = folder.is_dir() and not (folder / KEY).exists()
-        issued = authority.issue(args.name, Role.WORKER, days=DAYS, request=request, force=again)
+        issued = authority.issue(
+            args.name,
+            Role.WORKER,
+            days=DAYS if args.days is None else args.days,
+            request=request,
+            force=again,
+        )
         print(f"signed it; the certificate is valid until {format_date(issued.ends)}", flush=True)
         certificate: bytes = (folder / CERTIFICATE).read_bytes()
     return certificate
