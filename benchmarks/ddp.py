@@ -3,6 +3,8 @@
     python benchmarks/ddp.py speed --json benchmarks/results/ddp-speed-HARDWARE.json
     python benchmarks/ddp.py speed --rate 1gbit
     python benchmarks/ddp.py faults --data DIR --json benchmarks/results/ddp-faults-HARDWARE.json
+    python benchmarks/ddp.py faults --task gpt --seeds 1 2
+    python benchmarks/ddp.py faults --wrap fsdp --rows 4 --shards 2 --data DIR
 
 `speed`: ranks on this machine over gloo, by turns with the all-reduce of DDP, with the hook, and with one
 that gathers all gradients everywhere and aggregates them there. As root on Linux they have a network of
@@ -10,8 +12,9 @@ their own (`unshare --net`), whose loopback counts their bytes and, with `--rate
 that, for all ranks together. Memory is the most that a rank of a program with that one way takes beyond the
 model and its gradients, once buckets are settled.
 
-`faults`: a small CNN on CIFAR-10, the last rank wrong in one way after the other; accuracy, and in which
-step the rank was named, beside the average of DDP.
+`faults`: a small CNN on CIFAR-10, or a GPT of characters, the last rank wrong in one way after the other;
+held-out loss and accuracy, and in which step the rank was named, beside the average of DDP or FSDP. Each
+cell is written when it ends, and cells that the file has are left out.
 """
 
 from __future__ import annotations
@@ -26,7 +29,7 @@ import sys
 import tempfile
 import time
 import warnings
-from collections.abc import Callable
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -40,7 +43,7 @@ from torch.nn.parallel import DistributedDataParallel  # noqa: E402
 
 from varangian.aggregators import aggregator_from  # noqa: E402
 from varangian.bench.machine import load, machine  # noqa: E402
-from varangian.torch import Reduction, Step, robust_hook  # noqa: E402
+from varangian.torch import Reduction, robust_hook  # noqa: E402
 
 WAYS = ("ddp", "robust", "gather")
 FAULTS = ("none", "nan", "exponent", "sign_flip", "x1000", "stale", "alie")
@@ -53,8 +56,8 @@ def arguments() -> argparse.Namespace:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("what", choices=["speed", "faults"])
-    parser.add_argument("--ranks", type=int, nargs="+", help="by default 2 4 8, and 8 for faults")
-    parser.add_argument("--aggregator", default="nnm+trimmed_mean")
+    parser.add_argument("--ranks", type=int, nargs="+", help="speed: by default 2 4 8")
+    parser.add_argument("--aggregator", default="nnm+trimmed_mean", help="speed: the rule")
     parser.add_argument(
         "--hidden", type=int, default=5368, help="speed: 2048 x this is most of d; by default 5368"
     )
@@ -63,10 +66,23 @@ def arguments() -> argparse.Namespace:
         "--steps", type=int, help="of a turn, by default 3; of a run with faults, by default 300"
     )
     parser.add_argument("--rate", help="speed: of the loopback, as 1gbit; by default it is not limited")
+    parser.add_argument("--task", nargs="+", choices=["cnn", "gpt"], default=["cnn"])
+    parser.add_argument("--wrap", choices=["ddp", "fsdp"], default="ddp")
+    parser.add_argument("--rows", type=int, default=8, help="faults: ranks, or replicas; by default 8")
+    parser.add_argument("--shards", type=int, default=1, help="faults: ranks of a replica; by default 1")
+    parser.add_argument(
+        "--rules",
+        nargs="+",
+        default=["average", "nnm+trimmed_mean"],
+        help="faults: by default average, which is DDP's, and nnm+trimmed_mean",
+    )
+    parser.add_argument("-f", type=int, default=1, help="faults: of the rules; by default 1")
     parser.add_argument(
         "--momentum", type=float, default=0.0, help="faults: of ranks, in the place of the optimizer's"
     )
-    parser.add_argument("--data", help="faults: the folder of CIFAR-10")
+    parser.add_argument("--seeds", type=int, nargs="+", default=[1])
+    parser.add_argument("--batch", type=int, default=16, help="faults: of a rank; by default 16")
+    parser.add_argument("--data", help="faults: the folder of CIFAR-10, for the task cnn")
     parser.add_argument("--faults", nargs="+", choices=FAULTS, default=[*FAULTS])
     parser.add_argument("--json", type=Path, metavar="FILE", help="write the results here, too")
     parser.add_argument("--rank", nargs=3, help=argparse.SUPPRESS)
@@ -79,25 +95,20 @@ def main() -> None:
     if args.rank:
         rank(args)
         return
+    if args.what == "faults":
+        faults(args)
+        return
     found: dict[str, Any] = {"machine": machine()}
     settings = {name: value for name, value in vars(args).items() if value is not None and name != "json"}
     found["settings"] = {name: str(value) for name, value in settings.items()}
-    if args.what == "speed":
-        found["network"] = network_apart(args.rate)
-        print(found["network"])
-        found["ranks"] = []
-        for n in args.ranks or (2, 4, 8):
-            one = {"n": n, **on_ranks(args, n)}
-            one["memory_vectors"] = {way: on_ranks(args, n, "--way", way)["vectors"] for way in WAYS}
-            print_speed(one)
-            found["ranks"].append(one)
-    else:
-        (n,) = args.ranks or (8,)
-        found["runs"] = []
-        for fault in args.faults:
-            one = on_ranks(args, n, "--faults", fault)
-            print(json.dumps(one), flush=True)
-            found["runs"].append(one)
+    found["network"] = network_apart(args.rate)
+    print(found["network"])
+    found["ranks"] = []
+    for n in args.ranks or (2, 4, 8):
+        one = {"n": n, **on_ranks(args, n)}
+        one["memory_vectors"] = {way: on_ranks(args, n, "--way", way)["vectors"] for way in WAYS}
+        print_speed(one)
+        found["ranks"].append(one)
     found["machine"]["load_at_end"] = load()
     if args.json:
         args.json.write_text(json.dumps(found, indent=1) + "\n")
@@ -119,21 +130,61 @@ def network_apart(rate: str | None) -> str:
     return f"a loopback of their own{f', {rate} in all' if rate else ''}"
 
 
+def faults(args: argparse.Namespace) -> None:
+    """All cells that the file lacks, on ranks that are started once."""
+    import ddp_faults
+
+    cells = [
+        ddp_faults.Cell(
+            task,
+            args.wrap,
+            args.rows,
+            args.shards,
+            rule,
+            0 if rule == ddp_faults.AVERAGE else args.f,
+            0.0 if rule == ddp_faults.AVERAGE else args.momentum,
+            fault,
+            seed,
+            args.steps or 300,
+            args.batch,
+        )
+        for task in args.task
+        for seed in args.seeds
+        for fault in args.faults
+        for rule in args.rules
+    ]
+    done = {ddp_faults.key_of(cell) for cell in ddp_faults.kept(args.json)}
+    missing = [asdict(cell) for cell in cells if ddp_faults.key_of(asdict(cell)) not in done]
+    if not missing:
+        return
+    with tempfile.TemporaryDirectory(prefix="varangian-ddp-") as folder:
+        for task in args.task:
+            ddp_faults.TASKS[task].keep(Path(folder) / f"{task}.pt", args.data)
+        (Path(folder) / "cells.json").write_text(json.dumps(missing))
+        start(args.rows * args.shards, folder, *sys.argv[1:])
+
+
 def on_ranks(args: argparse.Namespace, n: int, *more: str) -> dict[str, Any]:
     """What rank 0 of n has found."""
     with tempfile.TemporaryDirectory(prefix="varangian-ddp-") as folder:
         given = [word for word in sys.argv[1:] if word != "--json"]
         if args.json:
             given.remove(str(args.json))
-        environment = os.environ | {"GLOO_SOCKET_IFNAME": "lo", "OMP_NUM_THREADS": "1"}
-        command = [sys.executable, __file__, *given, *more, "--rank"]
-        programs = [
-            subprocess.Popen([*command, str(place), str(n), folder], env=environment) for place in range(n)
-        ]
-        codes = [program.wait() for program in programs]
-        if any(codes):
-            raise SystemExit(f"ranks ended with {codes}")
-        return json.loads((Path(folder) / "found.json").read_text())
+        start(n, folder, *given, *more)
+        found: dict[str, Any] = json.loads((Path(folder) / "found.json").read_text())
+        return found
+
+
+def start(n: int, folder: str, *words: str) -> None:
+    """Start this program with these arguments as n ranks, and wait for their end."""
+    environment = os.environ | {"GLOO_SOCKET_IFNAME": "lo", "OMP_NUM_THREADS": "1"}
+    command = [sys.executable, __file__, *words, "--rank"]
+    programs = [
+        subprocess.Popen([*command, str(place), str(n), folder], env=environment) for place in range(n)
+    ]
+    codes = [program.wait() for program in programs]
+    if any(codes):
+        raise SystemExit(f"ranks ended with {codes}")
 
 
 def rank(args: argparse.Namespace) -> None:
@@ -142,11 +193,12 @@ def rank(args: argparse.Namespace) -> None:
     torch.set_num_threads(1)
     warnings.simplefilter("ignore")
     dist.init_process_group("gloo", init_method=f"file://{folder}/store", rank=place, world_size=n)
+    found: dict[str, Any] = {}
     if args.what == "faults":
-        (fault,) = args.faults
-        found: dict[str, Any] = {"fault": fault}
-        for way in ("robust", "ddp"):
-            found[way] = train(args, fault, way, place, n)
+        import ddp_faults
+
+        cells = [ddp_faults.Cell(**cell) for cell in json.loads((folder / "cells.json").read_text())]
+        ddp_faults.carried_out(cells, place, folder, args.json)
     elif args.way:
         found = {"vectors": memory(args, args.way, place, n)}
     else:
@@ -289,124 +341,6 @@ def resident(what: str) -> int:
         if line.startswith(what):
             return 1024 * int(line.split()[1])
     return 0
-
-
-class Wrong:
-    """What the last rank does to its gradient, and then the hook, or the average of DDP."""
-
-    def __init__(self, fault: str, reduction: Reduction | None, place: int, n: int) -> None:
-        self.fault, self.reduction = fault, reduction
-        self.bad, self.n = place == n - 1, n
-        self.rng = torch.Generator().manual_seed(3)
-        self.step = 0
-        self.before: dict[tuple[int, ...], Tensor] = {}
-        self.strikes = False
-
-    def take(self, bucket: Any) -> torch.futures.Future[Tensor]:
-        buffer = bucket.buffer()
-        if bucket.index() == 0:
-            self.step += 1
-            self.strikes = bool(torch.rand((), generator=self.rng) < 0.1)
-        if self.fault == "alie":
-            self.a_little(buffer)
-        elif self.bad:
-            self.spoil(buffer, tuple(map(id, bucket.parameters())))
-        if self.reduction is not None:
-            return robust_hook(self.reduction, bucket)
-        work = dist.all_reduce(buffer, async_op=True)
-        assert work is not None
-        return work.get_future().then(lambda done: done.value()[0].div_(self.n))
-
-    def spoil(self, buffer: Tensor, key: tuple[int, ...]) -> None:
-        if self.fault == "nan" and self.strikes:
-            buffer[0] = torch.nan
-        elif self.fault == "exponent":
-            bits = buffer.view(torch.int32)[::1000]
-            bits |= 1 << 30  # the highest of an exponent
-        elif self.fault == "sign_flip":
-            buffer.neg_()
-        elif self.fault == "x1000":
-            buffer.mul_(1000)
-        elif self.fault == "stale":
-            kept = self.before.get(key)
-            if kept is None:
-                self.before[key] = buffer.clone()
-            else:
-                buffer.copy_(kept)
-
-    def a_little(self, buffer: Tensor) -> None:
-        """A Little Is Enough, with all gradients at hand: mean - 1.5 standard deviations."""
-        rows = [torch.empty_like(buffer) for _ in range(self.n)]
-        dist.all_gather(rows, buffer)
-        if self.bad:
-            honest = torch.stack(rows[:-1])
-            buffer.copy_(honest.mean(0) - 1.5 * honest.std(0))
-
-
-def wrong_hook(state: Wrong, bucket: dist.GradBucket) -> torch.futures.Future[torch.Tensor]:  # type: ignore[name-defined]
-    return state.take(bucket)
-
-
-wrong_hook.__annotations__ = gather_hook.__annotations__
-
-
-def train(args: argparse.Namespace, fault: str, way: str, place: int, n: int) -> dict[str, Any]:
-    """The accuracy at the end, and when the last rank was named."""
-    from varangian.worker.data.cifar10 import Cifar10
-    from varangian.worker.training.models import Cnn
-
-    if args.data is None:
-        raise SystemExit("--data: is needed, the folder of CIFAR-10")
-    data = Cifar10(args.data, train_limit=20_000, test_limit=2000).load()
-    inputs, labels = prepared(data, "train"), data.train_y.long()
-    torch.manual_seed(1)
-    model = DistributedDataParallel(Cnn(width=8).build((3, 32, 32), 10))
-    named: dict[str, int] = {}
-
-    def look(step: Step) -> None:
-        if n - 1 in step.faulty:
-            named.setdefault("seen", step.step)
-
-    def suspect(found: Any) -> None:
-        named.setdefault("suspect" if found.rank == n - 1 else "wrongly", state.step - 1)
-
-    reduction = None
-    if way == "robust":
-        reduction = Reduction(
-            args.aggregator,
-            1,
-            momentum=args.momentum,
-            on_step=look,
-            on_suspect=suspect,
-            on_error="nan",
-        )
-    state = Wrong(fault, reduction, place, n)
-    model.register_comm_hook(state, wrong_hook)
-    learn = torch.optim.SGD(model.parameters(), lr=0.05, momentum=0.9)
-    if reduction is not None and args.momentum:  # the same steps as before where nothing is left out
-        learn = torch.optim.SGD(model.parameters(), lr=0.05 / (1 - args.momentum))
-    rng = torch.Generator().manual_seed(100 + place)
-    for _ in range(args.steps or 300):
-        chosen = torch.randint(len(labels), (16,), generator=rng)
-        model.zero_grad()
-        nn.functional.cross_entropy(model(inputs(chosen)), labels[chosen]).backward()
-        learn.step()
-    tested, right = prepared(data, "test"), data.test_y.long()
-    with torch.no_grad():
-        scores = model.module(tested(torch.arange(len(right))))
-    accuracy = 100 * float((scores.argmax(1) == right).float().mean())
-    return {"accuracy": round(accuracy, 2), **named}
-
-
-def prepared(data: Any, part: str) -> Callable[[Tensor], Tensor]:
-    """From indices to images as the model takes them."""
-    images = getattr(data, f"{part}_x")
-    shift, scale = (torch.tensor(values).view(1, 3, 1, 1) for values in (data.shift, data.scale))
-
-    def some(chosen: Tensor) -> Tensor:
-        return (images[chosen].float() - shift) / scale
-
-    return some
 
 
 if __name__ == "__main__":
