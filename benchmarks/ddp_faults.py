@@ -70,7 +70,7 @@ class Task(Protocol):
 class Images:
     """A small CNN on CIFAR-10, by SGD with momentum."""
 
-    rate = 0.1
+    rate = 0.07
 
     def __init__(self, kept: Path) -> None:
         self.data: dict[str, Any] = torch.load(kept, mmap=True)
