@@ -5,6 +5,7 @@
     python benchmarks/ddp.py faults --data DIR --json benchmarks/results/ddp-faults-HARDWARE.json
     python benchmarks/ddp.py faults --task gpt --seeds 1 2
     python benchmarks/ddp.py faults --wrap fsdp --rows 4 --shards 2 --data DIR
+    python benchmarks/ddp.py faults --wrap gathered --seeds 1 2 3 4 --data DIR
 
 `speed`: ranks on this machine over gloo, by turns with the all-reduce of DDP, with the hook, and with one
 that gathers all gradients everywhere and aggregates them there. As root on Linux they have a network of
@@ -67,7 +68,7 @@ def arguments() -> argparse.Namespace:
     )
     parser.add_argument("--rate", help="speed: of the loopback, as 1gbit; by default it is not limited")
     parser.add_argument("--task", nargs="+", choices=["cnn", "gpt"], default=["cnn"])
-    parser.add_argument("--wrap", choices=["ddp", "fsdp"], default="ddp")
+    parser.add_argument("--wrap", choices=["ddp", "fsdp", "gathered"], default="ddp")
     parser.add_argument("--rows", type=int, default=8, help="faults: ranks, or replicas; by default 8")
     parser.add_argument("--shards", type=int, default=1, help="faults: ranks of a replica; by default 1")
     parser.add_argument(
@@ -82,6 +83,7 @@ def arguments() -> argparse.Namespace:
     )
     parser.add_argument("--seeds", type=int, nargs="+", default=[1])
     parser.add_argument("--batch", type=int, default=16, help="faults: of a rank; by default 16")
+    parser.add_argument("--jobs", type=int, default=2, help="faults: trainings at a time with gathered")
     parser.add_argument("--data", help="faults: the folder of CIFAR-10, for the task cnn")
     parser.add_argument("--faults", nargs="+", choices=FAULTS, default=[*FAULTS])
     parser.add_argument("--json", type=Path, metavar="FILE", help="write the results here, too")
@@ -161,7 +163,8 @@ def faults(args: argparse.Namespace) -> None:
         for task in args.task:
             ddp_faults.TASKS[task].keep(Path(folder) / f"{task}.pt", args.data)
         (Path(folder) / "cells.json").write_text(json.dumps(missing))
-        start(args.rows * args.shards, folder, *sys.argv[1:])
+        programs = min(args.jobs, len(missing)) if args.wrap == "gathered" else args.rows * args.shards
+        start(programs, folder, *sys.argv[1:])
 
 
 def on_ranks(args: argparse.Namespace, n: int, *more: str) -> dict[str, Any]:
