@@ -14,6 +14,7 @@ import fcntl
 import hashlib
 import json
 import math
+import os
 import sys
 import time
 from collections.abc import Sequence
@@ -422,12 +423,15 @@ def keep(path: Path | None, about: dict[str, Any], cell: dict[str, Any]) -> None
     """Add a cell to the file, which is whole at any time."""
     if path is None:
         return
-    with path.with_suffix(".lock").open("w") as lock:
-        fcntl.flock(lock, fcntl.LOCK_EX)
+    folder = os.open(path.parent, os.O_RDONLY)
+    try:
+        fcntl.flock(folder, fcntl.LOCK_EX)
         found = {"machine": about, "cells": [*kept(path), cell]}
         beside = path.with_suffix(".part")
         beside.write_text(json.dumps(found, indent=1).replace("\n   ", " ").replace("\n  }", " }") + "\n")
         beside.replace(path)
+    finally:
+        os.close(folder)
 
 
 def sentence(cell: dict[str, Any]) -> str:
