@@ -133,3 +133,18 @@ def test_a_rank_is_a_suspect_once_it_is_opposed_and_only_then():
     assert "against those of the others" in reason
     assert json.loads(steps[2].line())["opposed"] == [1]
     assert steps[2].faulty == {1}
+
+
+def test_a_rank_that_is_not_finite_in_steps_without_update_is_a_suspect():
+    suspicion = Suspicion(2, after=10)
+    one = [Step(at, (1,), None, error="Too many.") for at in range(3)]
+    found = [suspicion.see(step) for step in one]
+    assert found[:2] == [[], []]
+    ((rank, steps, reason),) = found[2]
+    assert (rank, steps) == (1, 3)
+    assert reason.startswith("had a gradient with NaN or infinity")
+
+
+def test_steps_in_which_most_ranks_are_not_finite_are_nobodys_fault():
+    suspicion = Suspicion(3, after=10)
+    assert not any(suspicion.see(Step(at, (0, 2), None, error="Too many.")) for at in range(10))

@@ -147,10 +147,15 @@ class Suspicion:
 
     def see(self, step: Step) -> list[tuple[int, int, str]]:
         """The ranks that have just become suspects, in how many steps, and why."""
-        if step.error is not None:
-            return [(rank, 1, "computed wrongly for others, as an audit found") for rank in step.accused]
+        n = len(self._left_out)
         found: dict[int, tuple[int, str]] = {}
-        for rank in range(len(self._left_out)):
+        if step.error is not None:
+            # Where most are not finite, as when a scale of the loss is too large, it is nobody's fault.
+            counted = range(n) if 2 * len(step.wrong) <= n else ()
+            found = {rank: why for rank in counted if (why := self._wrong(rank, step)) is not None}
+            found |= dict.fromkeys(step.accused, (1, "computed wrongly for others, as an audit found"))
+            return [(rank, steps, reason) for rank, (steps, reason) in found.items()]
+        for rank in range(n):
             self._left_out[rank] = self._left_out[rank] + 1 if rank in step.left_out else 0
             if self._left_out[rank] == self._after:
                 reason = f"had no influence on the update for {self._after} steps in a row"
@@ -158,16 +163,22 @@ class Suspicion:
             if rank in step.opposed and rank not in self._opposed:
                 self._opposed.add(rank)
                 found[rank] = (1, "has gradients that point against those of the others, step after step")
-            recent = [at for at in self._faulty[rank] if at > step.step - WINDOW]
-            if rank in step.wrong:
-                recent = [*recent, step.step][-self._faults - 1 :]
-                if len(recent) == self._faults:
-                    reason = (
-                        f"{_fault(rank, step)}, or the like, in {self._faults} of the last {WINDOW} steps"
-                    )
-                    found[rank] = (self._faults, reason)
-            self._faulty[rank] = recent
+            if (why := self._wrong(rank, step)) is not None:
+                found[rank] = why
         return [(rank, steps, reason) for rank, (steps, reason) in found.items()]
+
+    def _wrong(self, rank: int, step: Step) -> tuple[int, str] | None:
+        """Count a fault of this rank; in how many steps there were faults, and which, if that is enough."""
+        recent = [at for at in self._faulty[rank] if at > step.step - WINDOW]
+        if rank in step.wrong:
+            recent = [*recent, step.step][-self._faults - 1 :]
+        self._faulty[rank] = recent
+        if rank not in step.wrong or len(recent) != self._faults:
+            return None
+        return (
+            self._faults,
+            f"{_fault(rank, step)}, or the like, in {self._faults} of the last {WINDOW} steps",
+        )
 
     def state(self) -> dict[str, Any]:
         """What `restore` takes: steps in a row without influence, and the last faulty steps, by rank."""
