@@ -4,6 +4,7 @@ import asyncio
 import contextlib
 import secrets
 import threading
+from functools import partial
 
 import grpc
 import grpc.aio
@@ -23,12 +24,24 @@ THINKING = 0.02
 """Seconds: a machine with two cores has other things to do."""
 
 
+class Pushing(Client):
+    """A client that says when its push is over."""
+
+    async def push(self, round, vector):
+        try:
+            return await super().push(round, vector)
+        finally:
+            self.pushing.discard(self.name)
+
+
 class Crew:
     """Honest workers in a thread of their own, at it until they are let go or the run is over."""
 
     def __init__(self, siege, names):
         self.siege, self.names = siege, names
         self.ended = {}
+        self.pushing = set()
+        """Those whose vector is on its way."""
         self._pauses, self._stop = threading.Event(), None
         self._thread = threading.Thread(target=lambda: asyncio.run(self._work()), daemon=True)
         self._thread.start()
@@ -43,17 +56,20 @@ class Crew:
 
     async def _one(self, name):
         try:
-            async with self.siege.client(name) as client:
-                self.ended[name] = await work(client, self._compute)
+            async with self.siege.client(name, Pushing) as client:
+                client.pushing = self.pushing
+                self.ended[name] = await work(client, partial(self._compute, name))
         except Exception as error:
             self.ended[name] = error
             raise
 
-    async def _compute(self, round, parameters):
+    async def _compute(self, name, round, parameters):
         while True:
             await asyncio.sleep(THINKING)
+            self.pushing.add(name)  # first: whoever pauses them looks here after that
             if not self._pauses.is_set():
                 return parameters / 2 + 1
+            self.pushing.discard(name)
 
     @contextlib.contextmanager
     def paused(self):

@@ -4,6 +4,7 @@ import asyncio
 import contextlib
 import json
 import os
+import queue
 import socket
 import subprocess
 import sys
@@ -90,7 +91,7 @@ class Siege(Target):
                 text=True,
                 env=os.environ | {"PYTHONPATH": str(Path(__file__).parents[2] / "src")},
             )
-        self.rounds = []
+        self.rounds, self._answers = [], queue.SimpleQueue()
         first = self.process.stdout.readline()
         if not first:
             self.process.communicate()
@@ -104,7 +105,17 @@ class Siege(Target):
 
     def _read(self):
         for line in self.process.stdout:
-            self.rounds.append(json.loads(line))
+            said = json.loads(line)
+            if "still" in said:
+                self._answers.put(said["still"])
+            else:
+                self.rounds.append(said)
+
+    def still(self):
+        """Whether nothing happens at the server until a worker does something."""
+        self.process.stdin.write("still?\n")
+        self.process.stdin.flush()
+        return self._answers.get(timeout=patience(60))
 
     def close(self):
         self.process.stdin.close()

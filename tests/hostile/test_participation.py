@@ -61,12 +61,10 @@ async def renegade(siege, name=TRAITOR):
         yield client
 
 
-async def still(siege):
-    """The round that is open, and stays so because the others do nothing."""
-    count = -1
-    while count != len(siege.rounds):
-        count = len(siege.rounds)
-        await asyncio.sleep(2 * DEADLINE)
+async def still(siege, crew):
+    """Until the others have paused, and the round that is open stays so."""
+    while crew.pushing or not await asyncio.to_thread(siege.still):
+        await asyncio.sleep(0.02)
 
 
 def told(records):
@@ -80,7 +78,7 @@ def test_who_was_not_invited_does_not_count(besieged):
     async def push_all_the_same():
         async with renegade(siege) as traitor:
             with worker_compute.paused():
-                await still(siege)
+                await still(siege, worker_compute)
                 now, vector = await traitor.join(), torch.full((NUMEL,), 1e6)
                 receipts = [await traitor.push(round, vector) for round in (now, now + 1, max(0, now - 9))]
             return now, [(receipt.counted, receipt.code) for receipt in receipts]
@@ -102,7 +100,7 @@ def test_the_first_of_two_vectors_counts_and_spends_nothing(besieged):
     async def push_twice(codes):
         async with renegade(siege) as traitor:
             with worker_compute.paused():
-                await still(siege)
+                await still(siege, worker_compute)
                 for _ in range(rounds):
                     round = (await traitor.pull(-1)).round
                     receipts = [await traitor.push(round, vector) for vector in (ones, ones, nan, ones)]
@@ -220,7 +218,7 @@ def test_uploads_that_never_end_take_no_place_from_others(tmp_path):
         async with contextlib.AsyncExitStack() as stack:
             clients = [await stack.enter_async_context(renegade(siege, name)) for name in traitors]
             with worker_compute.paused():
-                await still(siege)
+                await still(siege, worker_compute)
                 models = await asyncio.gather(*(client.pull(-1) for client in clients))
                 assert len({model.round for model in models}) == 1
                 calls = [

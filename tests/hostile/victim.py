@@ -93,8 +93,14 @@ async def main(args):
     coordinator = synchronous(args, names) if args.settings is None else configured(args, args.settings)
     stop, loop = asyncio.Event(), asyncio.get_running_loop()
 
+    def answer():
+        """Whether the open round waits for workers alone: for no time, no upload and no computation."""
+        machine = coordinator._machine
+        say(still=coordinator.idle and machine.wake_at is None and not machine.state.uploads)
+
     def wait_for_the_end():
-        sys.stdin.read()
+        for _ in sys.stdin:
+            loop.call_soon_threadsafe(answer)
         loop.call_soon_threadsafe(stop.set)
 
     threading.Thread(target=wait_for_the_end, daemon=True).start()

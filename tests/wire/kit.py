@@ -15,7 +15,7 @@ from varangian.aggregators import Aggregator, Krum
 from varangian.protos.data_channel.listener import DataListener
 from varangian.protos.layout import Layout
 from varangian.server.app import serve
-from varangian.server.identity.sessions import Sessions
+from varangian.server.identity.sessions import RECONNECT_GRACE, Sessions
 from varangian.server.limits.limits import Limits
 from varangian.server.participation.sync import Everyone
 from varangian.server.protocol.state import RunPolicy, unconditional
@@ -32,6 +32,8 @@ LAYOUT = Layout((("weight", (500, 1000)), ("bias", (3,))))
 SERVICE = ("dtype", "security", "run_id", "returns", "end", "terms")
 """Options that are for `serve`."""
 PATIENT = Backoff(tries=1000, first=0.01, most=0.05)
+ALWAYS = 1e9
+"""Seconds: longer than any machine pauses."""
 
 
 @dataclass(frozen=True)
@@ -140,6 +142,7 @@ class Run:
         mix=(),
         seed=1,
         sessions_clock=time.monotonic,
+        absent_after=RECONNECT_GRACE,
         **options,
     ):
         torch.set_num_threads(1)
@@ -178,7 +181,12 @@ class Run:
             (None, security.certificate_reader) if security else (b"0123456789abcdef", None)
         )
         self.sessions = Sessions(
-            names, secret, timeout=timeout, certificate_reader=certificate_reader, clock=sessions_clock
+            names,
+            secret,
+            timeout=timeout,
+            absent_after=absent_after,
+            certificate_reader=certificate_reader,
+            clock=sessions_clock,
         )
         self.limits = limits or Limits(idle=20.0, status=0.0, grace=20.0)
         self.stop = asyncio.Event()

@@ -9,7 +9,7 @@ import socket
 import pytest
 import torch
 from tests.extent import patience
-from tests.wire.kit import LAYOUT, NAMES, Place, Run, all_worked, far, worked
+from tests.wire.kit import ALWAYS, LAYOUT, NAMES, Place, Run, all_worked, far, worked
 from tests.wire.relay import FAR, WHOLE, Fate, Way
 
 from varangian.aggregators import Median
@@ -25,7 +25,10 @@ SIZE = LAYOUT.numel * 4
 SLICE = 1 << 12
 LONG = Layout((("weight", (SLICE * 4 * 20 + 77,)),))
 """Many blocks of columns, when they are of `SLICE`."""
-HASTY = Limits(idle=0.4, patience=0.1, grace=20.0)
+MANY = {"uploads": 1000, "downloads": 1000}
+"""Repetitions that a worker may need on a busy machine."""
+
+pytestmark = pytest.mark.usefixtures("lasting")
 
 
 async def varied(name, round, parameters):
@@ -36,7 +39,7 @@ async def varied(name, round, parameters):
 
 async def outcome(ways, rounds=2, compute=varied, options=None, **given):
     """The digest of a run whose workers go these ways: beside gRPC, or with chunks."""
-    run = Run(rounds, **given)
+    run = Run(rounds, absent_after=ALWAYS, **given)
     async with run.placed() as place, far(place, lane=None) as lines:
         addresses = {"lane": place.address, "chunks": lines.address}
         places = {name: addresses[way] for name, way in zip(run.names, ways, strict=True)}
@@ -83,7 +86,7 @@ async def test_rounds_in_a_window_end_alike_whichever_way_rows_come(monkeypatch,
 
 
 async def test_payloads_are_on_the_lane_and_on_nothing_else():
-    run = Run(rounds=2)
+    run = Run(rounds=2, absent_after=ALWAYS)
     async with run.placed() as place, far(place) as lines:
         await all_worked(run, lines.address)
     assert lines.lane.connections == len(NAMES)
@@ -93,7 +96,7 @@ async def test_payloads_are_on_the_lane_and_on_nothing_else():
 
 
 async def test_bfloat16_is_half_as_much():
-    run = Run(rounds=1, dtype="bfloat16")
+    run = Run(rounds=1, dtype="bfloat16", absent_after=ALWAYS)
     async with run.placed() as place, far(place) as lines:
         await all_worked(run, lines.address)
     assert SIZE / 2 * len(NAMES) <= lines.lane.up.moved <= (SIZE / 2 + 64) * len(NAMES)
@@ -123,10 +126,10 @@ def dropping(port):
 @pytest.mark.parametrize("wall", [refusing, dropping])
 async def test_a_lane_that_cannot_be_reached_is_named_once_and_done_without(wall, caplog, monkeypatch):
     """A firewall that lets only the port of gRPC through."""
-    monkeypatch.setattr("varangian.worker.transport.data_connection.PATIENCE", 0.2)
-
+    if wall is dropping:
+        monkeypatch.setattr("varangian.worker.transport.data_connection.PATIENCE", 0.2)
     caplog.set_level(logging.INFO, "varangian.worker")
-    run = Run()
+    run = Run(absent_after=ALWAYS)
     async with run.placed() as place, far(place, lane=None) as lines:
         with wall(place.lane):
             await all_worked(run, lines.address)
@@ -146,7 +149,7 @@ async def disturbed(*fates, rounds=1, server=None, **options):
     assert all((record.missing, record.dropped) == ((), {}) for record in run.records)
     assert all(len(record.weights) == len(NAMES) for record in run.records)
     assert run.problems() == []
-    calm = Run(rounds)
+    calm = Run(rounds, absent_after=ALWAYS)
     async with calm.served() as address:
         await all_worked(calm, address)
     assert run.learner.digest() == calm.learner.digest()
@@ -190,7 +193,8 @@ async def test_a_lane_that_is_cut_again_and_again_is_done_without():
 )
 async def test_a_lane_that_swallows_everything_costs_a_silence(hasty, fate):
     options = {"idle": patience(0.4)} if hasty == "worker" else {}
-    server = HASTY if hasty == "server" else Limits(patience=0.1, grace=20.0)
+    idle = {"idle": patience(0.4)} if hasty == "server" else {}
+    server = Limits(patience=0.1, grace=20.0, **MANY, **idle)
     _, lines = await disturbed(fate, server=server, **options)
     assert lines.lane.connections >= 2
 
@@ -212,8 +216,8 @@ async def test_lines_that_break_anywhere_change_no_bit(monkeypatch, seed):
         return [Fate(**{draw.choice(["up", "down"]): draw.randrange(size)}) for _ in range(most)]
 
     whole = await outcome(CHUNKS, **given)
-    limits = Limits(receiving=draw.choice([1, 4]), turn=0.005, grace=20.0, uploads=1000, downloads=1000)
-    run = Run(2, **given, window=draw.random() < 0.5, limits=limits)
+    limits = Limits(receiving=draw.choice([1, 4]), turn=0.005, grace=20.0, **MANY)
+    run = Run(2, **given, window=draw.random() < 0.5, limits=limits, absent_after=ALWAYS)
     async with run.placed() as place, far(place, calls=fates(3), lane=fates(12)) as lines:
         addresses = dict.fromkeys(NAMES, lines.address) | {"w04": place.address}
         await all_worked(run, addresses, varied)
@@ -227,7 +231,7 @@ async def test_who_is_sent_back_because_another_lane_broke_keeps_its_own(monkeyp
     monkeypatch.setattr(native, "SLICE", SLICE)
 
     caplog.set_level(logging.DEBUG, "varangian")
-    run = Run(rounds=2, layout=LONG, rule=Median(), f=0, window=True)
+    run = Run(rounds=2, layout=LONG, rule=Median(), f=0, window=True, absent_after=ALWAYS)
     async with run.placed() as place, far(place, lane=[Fate(up=700_000)] * 2) as lines:
         near = all_worked(run, dict.fromkeys(NAMES[1:], place.address), varied)
         await asyncio.gather(worked(run, lines.address, "w00", varied), near)
@@ -286,7 +290,7 @@ async def killed(run):
 
 async def secured(path, lane):
     """The digest of a run over TLS whose lanes have these fates, and the lines."""
-    run = Run(rounds=2, security=Security(path))
+    run = Run(rounds=2, security=Security(path), absent_after=ALWAYS)
     async with run.placed() as place, far(place, lane=lane) as lines:
         works = (worked(run, lines.address, name, proof=Bundle.load(path / name)) for name in NAMES)
         assert set(await asyncio.gather(*works)) == {"all 2 rounds are done"}
@@ -307,7 +311,7 @@ async def secured(path, lane):
     ],
 )
 async def test_over_tls_the_lane_is_one_too(certified, fate):
-    async with (run := Run(rounds=2)).served() as address:
+    async with (run := Run(rounds=2, absent_after=ALWAYS)).served() as address:
         await all_worked(run, address)
     digest, lines = await secured(certified, [fate] * len(NAMES))
     assert digest == run.learner.digest()
@@ -369,8 +373,8 @@ async def test_no_key_has_a_nonce_twice_whatever_breaks(certified, monkeypatch, 
             for _ in range(most)
         ]
 
-    limits = Limits(grace=20.0, uploads=1000, downloads=1000)
-    run = Run(3, f=0, rule=Median(), limits=limits, security=Security(certified))
+    limits = Limits(grace=20.0, **MANY)
+    run = Run(3, f=0, rule=Median(), limits=limits, security=Security(certified), absent_after=ALWAYS)
     async with run.placed() as place, far(place, calls=fates(3), lane=fates(15)) as lines:
         works = (worked(run, lines.address, name, proof=Bundle.load(certified / name)) for name in NAMES)
         assert set(await asyncio.gather(*works)) == {"all 3 rounds are done"}
