@@ -41,7 +41,7 @@ def server_pod(plan: Plan, name: str) -> Object:
     """The template of the server's pod; with a volume for files of vectors that is deleted with it."""
     task, places = plan.server, plan.places
     credentials, *_ = task.secrets  # a token lies in the same Secret
-    volumes = [
+    volumes: list[Object] = [
         {
             "name": "certs",
             "secret": {"secretName": secret_name(name, "server"), "defaultMode": Octal(0o440)},
