@@ -87,9 +87,17 @@ class Later:
         return size(model) if self.calls <= self.at else self.then(model)
 
 
-@pytest.mark.parametrize("at", [1, 2])
+@pytest.mark.parametrize("at", [pytest.param(1, marks=pytest.mark.exhaustive), 2])
 @pytest.mark.parametrize(
-    "then", [fails, lambda model: math.nan, lambda model: "low", lambda model: torch.ones(2)]
+    "then",
+    [
+        fails,
+        lambda _: math.nan,
+        *(
+            pytest.param(then, marks=pytest.mark.exhaustive)
+            for then in (lambda _: "low", lambda _: torch.ones(2))
+        ),
+    ],
 )
 def test_a_function_that_fails_later_ends_nothing(served, then, at):
     result, _, _, _, notes = served(vector=flipped, gate=Later(then, at), **FOUR)
