@@ -35,6 +35,22 @@ BLOCK = 1 << 20
 """Bytes at once: few calls, and still in cache when they are sent."""
 
 
+class PieceMemory:
+    """Memory for the pieces of one attempt to send a vector.
+
+    A thread may still be busy for a moment with an attempt that was given up, so the next one has another.
+    """
+
+    def __init__(self) -> None:
+        self._made = torch.empty(0, dtype=torch.uint8)
+
+    def of(self, size: int) -> Tensor:
+        """So many bytes of it."""
+        if len(self._made) < size:
+            self._made = torch.empty(size, dtype=torch.uint8)
+        return self._made[:size]
+
+
 class Outgoing:
     """A vector as the bytes that are sent. It must not change meanwhile.
 
@@ -52,23 +68,21 @@ class Outgoing:
         self.digest = b""
         """Known once all of it was hashed."""
         self._flat = vector.detach().to("cpu", torch.float32).contiguous()
-        self._made = torch.empty(0, dtype=torch.uint8)
 
     @property
     def size(self) -> int:
         return self.encoding.size
 
-    def piece(self, start: int, stop: int) -> memoryview:
-        """These bytes, which last until the next piece is made."""
+    def piece(self, start: int, stop: int, memory: PieceMemory) -> memoryview:
+        """These bytes, which last until the next piece is made in this memory."""
         stop = min(stop, self.size)
         if self.encoding.dtype == FLOAT32:
             return encode_vector(self._flat)[start:stop]
         first, last = self.encoding.columns(start), self.encoding.reached(stop)
         base = self.encoding.offset(first)
-        if len(self._made) < (size := self.encoding.offset(last) - base):
-            self._made = torch.empty(size, dtype=torch.uint8)
-        self._make(first, last, self._made[:size])
-        return self._made.numpy().data[start - base : stop - base]
+        made = memory.of(self.encoding.offset(last) - base)
+        self._make(first, last, made)
+        return made.numpy().data[start - base : stop - base]
 
     def _make(self, first: int, last: int, to: Tensor) -> None:
         """Write the units of these columns."""
@@ -84,23 +98,23 @@ class Outgoing:
 
     def compute_digest(self) -> None:
         """Compute the digest without sending anything."""
-        hashed = xxhash.xxh3_128()
+        hashed, memory = xxhash.xxh3_128(), PieceMemory()
         for start in range(0, self.size, BLOCK):
-            hashed.update(self.piece(start, start + BLOCK))
+            hashed.update(self.piece(start, start + BLOCK, memory))
         self.digest = hashed.digest()
 
     def inline(self, contract: Contract, round: int) -> bytes:
         """One message with all of it and a manifest that has the digest."""
-        piece = self.piece(0, self.size)
+        piece = self.piece(0, self.size, PieceMemory())
         self.digest = self.digest or payload_digest(piece)
         manifest = ps_pb2.PushRequest(manifest=contract.manifest(round, self.digest))
         return encode_inline(manifest.SerializeToString(), piece)
 
     def messages(self, pace: ChunkSize) -> Iterator[bytes]:
         """All chunks, each as large as it should be by then, and a seal if there was no digest before."""
-        hashed, at = xxhash.xxh3_128(), 0
+        hashed, at, memory = xxhash.xxh3_128(), 0, PieceMemory()
         while at < self.size:
-            piece = self.piece(at, at + pace.size)
+            piece = self.piece(at, at + pace.size, memory)
             message = encode_chunk(at, piece)
             if not self.digest:
                 hashed.update(memoryview(message)[-len(piece) :])
@@ -112,9 +126,9 @@ class Outgoing:
 
     def pieces(self) -> Iterator[memoryview]:
         """All of it without messages. Afterwards the digest is known."""
-        hashed = xxhash.xxh3_128()
+        hashed, memory = xxhash.xxh3_128(), PieceMemory()
         for start, stop in PAYLOADS.pieces(self.size, BLOCK):
-            piece = self.piece(start, stop)
+            piece = self.piece(start, stop, memory)
             if not self.digest:
                 hashed.update(piece)
             yield piece

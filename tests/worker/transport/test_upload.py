@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from varangian.protos.chunks import decode_chunk
 from varangian.protos.encoding import Encoding, payload_digest
 from varangian.protos.network.chunk_size import ChunkSize
-from varangian.worker.transport.upload import Outgoing
+from varangian.worker.transport.upload import BLOCK, Outgoing, PieceMemory
 
 NUMEL = 5 * 256 + 33
 ENCODINGS = [
@@ -31,7 +31,8 @@ def test_pieces_make_the_payload_wherever_they_are_cut(encoding, cuts, seed):
     at = [0, *sorted(cut % (len(payload) + 1) for cut in cuts), len(payload)]
     outgoing = Outgoing(VECTOR, encoding, seed)
     assert outgoing.size == len(payload)
-    assert b"".join(bytes(outgoing.piece(a, b)) for a, b in itertools.pairwise(at)) == payload
+    memory = PieceMemory()
+    assert b"".join(bytes(outgoing.piece(a, b, memory)) for a, b in itertools.pairwise(at)) == payload
 
 
 @pytest.mark.parametrize("encoding", ENCODINGS, ids=str)
@@ -44,3 +45,20 @@ def test_messages_pieces_and_one_message_have_the_same_bytes_and_digest(encoding
     assert seal == chunks.seal()
     again.compute_digest()
     assert {one.digest for one in (beside, chunks, again)} == {payload_digest(payload)}
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16", "int8"])
+def test_an_attempt_that_was_given_up_changes_no_byte_of_the_next_one(dtype):
+    """A thread may still be in the middle of it."""
+    vector = torch.arange(3 * BLOCK, dtype=torch.float32)
+    encoding = Encoding(len(vector), dtype)
+    payload = bytes(encoding.encode(vector, 9))
+    outgoing = Outgoing(vector, encoding, 9)
+    given_up, sent = outgoing.pieces(), b""
+    next(given_up)
+    for count, piece in enumerate(outgoing.pieces(), 1):  # noqa: B007
+        next(given_up, None)
+        sent += bytes(piece)
+    assert count > 2
+    assert sent == payload
+    assert outgoing.digest == payload_digest(payload)
