@@ -81,6 +81,7 @@ def arguments() -> argparse.Namespace:
     parser.add_argument(
         "--momentum", type=float, default=0.0, help="faults: of ranks, in the place of the optimizer's"
     )
+    parser.add_argument("--leave-out-opposed", action="store_true", help="faults: as of the hook")
     parser.add_argument("--seeds", type=int, nargs="+", default=[1])
     parser.add_argument("--batch", type=int, default=16, help="faults: of a rank; by default 16")
     parser.add_argument("--jobs", type=int, default=2, help="faults: trainings at a time with gathered")
@@ -149,6 +150,7 @@ def faults(args: argparse.Namespace) -> None:
             seed,
             args.steps or 300,
             args.batch,
+            args.leave_out_opposed and rule != ddp_faults.AVERAGE,
         )
         for task in args.task
         for seed in args.seeds

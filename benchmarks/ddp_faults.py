@@ -54,6 +54,8 @@ class Cell:
     seed: int
     steps: int
     batch: int
+    leave_out: bool = False
+    """Whether ranks that are opposed to the others are left out."""
 
     @property
     def ranks(self) -> int:
@@ -276,6 +278,7 @@ def train(cell: Cell, task: Task, place: int) -> dict[str, Any]:
         "on_step": naming.look,
         "on_suspect": naming.suspect,
         "on_error": "nan",
+        "leave_out_opposed": cell.leave_out,
     }
     wrap = sharded if cell.wrap == "fsdp" else replicated
     model, reduction = wrap(cell, task.build(), wrong, told)
@@ -411,7 +414,7 @@ def judged(model: nn.Module, task: Task, alone: bool = False) -> dict[str, float
 
 
 def key_of(cell: dict[str, Any]) -> tuple[Any, ...]:
-    return tuple(cell.get(name) for name in Cell.__dataclass_fields__)
+    return tuple(cell.get(name, field.default) for name, field in Cell.__dataclass_fields__.items())
 
 
 def kept(path: Path | None) -> list[dict[str, Any]]:
@@ -437,6 +440,7 @@ def keep(path: Path | None, about: dict[str, Any], cell: dict[str, Any]) -> None
 def sentence(cell: dict[str, Any]) -> str:
     what = f"{cell['task']} {cell['wrap']} {cell['rows']}x{cell['shards']} seed {cell['seed']}"
     rule = cell["rule"] + (f" momentum {cell['momentum']}" if cell["momentum"] else "")
+    rule += " without opposed" if cell["leave_out"] else ""
     loss = "lost" if cell["loss"] is None else f"loss {cell['loss']:.4f}, {cell['accuracy']:.2f} %"
     named = f", named at {cell['named']}" if "named" in cell else ""
     wrongly = f", ANOTHER NAMED at {cell['wrongly']}" if "wrongly" in cell else ""
