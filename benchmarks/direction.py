@@ -53,7 +53,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("--cosines", type=float, nargs="+", default=[0.1, 0.3, 0.5])
+    parser.add_argument("--cosines", type=float, nargs="+", default=[0.1, 0.3, 0.5, 0.7, 0.9])
     parser.add_argument("--draws", type=int, default=10)
     args = parser.parse_args()
     rules = {name: aggregator_from(spec, "aggregator", f=ATTACKERS) for name, spec in RULES.items()}
