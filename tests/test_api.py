@@ -133,6 +133,14 @@ def test_something_else_is_no_configuration():
         varangian.run(3)
 
 
+def test_a_view_that_does_not_exist_is_an_error_before_anything_starts(small):
+    for start in (lambda: varangian.run(small, format="x"), lambda: varangian.sweep({}, format="x")):
+        with pytest.raises(
+            ConfigError, match=r"format: should be one of auto, rich, plain, json.*Found 'x'"
+        ):
+            start()
+
+
 def test_code_of_a_notebook_is_found_in_one_process_alone(monkeypatch, small):
     main = types.ModuleType("__main__")
     exec("def rule(rows, f):\n    return rows.median(dim=0).values", vars(main))

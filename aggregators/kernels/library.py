@@ -9,14 +9,18 @@ from __future__ import annotations
 
 import ctypes
 import importlib.util
+import logging
 import os
 from collections.abc import Callable
 from ctypes import c_float, c_int64, c_void_p
 from functools import cache
 
+log = logging.getLogger(__name__)
+
 ABI = 5
 VARIABLE = "VARANGIAN_KERNELS"
 VERSIONS = {"": None, "none": 0, "v1": 1, "v3": 3, "v4": 4}
+NOT_BUILT = "there was no C compiler when varangian was installed"
 
 VERBS: dict[str, tuple[type, ...]] = {
     "gram": (c_void_p, c_void_p, c_int64, c_int64, c_void_p, c_void_p),
@@ -47,13 +51,30 @@ class KernelsRefused(RuntimeError):
 @cache
 def library() -> ctypes.CDLL | None:
     """The compiled kernels; None where they were not built or are not wanted."""
+    return opened()[0]
+
+
+@cache
+def opened() -> tuple[ctypes.CDLL | None, str]:
+    """The compiled kernels, or why there are none; a build of other sources is not used, and logged."""
     if _wanted() == 0:
-        return None
+        return None, f"{VARIABLE}=none asks for none"
     found = importlib.util.find_spec("varangian.aggregators.kernels._native")
     if found is None or found.origin is None:
-        return None
+        return None, NOT_BUILT
     loaded = ctypes.CDLL(found.origin)
-    return loaded if loaded.varangian_abi() == ABI else None
+    if is_current(loaded):
+        return loaded, ""
+    log.warning("%s is of other sources than this version; slower kernels take its place", found.origin)
+    return None, f"{found.origin} was built from the sources of another version"
+
+
+def is_current(loaded: ctypes.CDLL) -> bool:
+    """Whether a library has the functions that this version calls, with the same arguments."""
+    if loaded.varangian_abi() != ABI:
+        return False
+    level = loaded.varangian_level()
+    return all(hasattr(loaded, f"varangian_{verb}_v{level}") for verb in VERBS)
 
 
 @cache

@@ -21,7 +21,7 @@ from varangian.aggregators.kernels import blocked, centres, networks
 from varangian.aggregators.kernels.blocked import screen
 from varangian.aggregators.kernels.centres import Parents, Sums
 from varangian.aggregators.kernels.cores import cores, pool
-from varangian.aggregators.kernels.library import function, level, library
+from varangian.aggregators.kernels.library import function, level, library, opened
 from varangian.aggregators.kernels.reference import NotFinite
 from varangian.aggregators.numeric.algebra import Array
 from varangian.aggregators.numeric.order import Majority, Nearest, Order
@@ -58,7 +58,7 @@ SLICE = 1 << 16
 
 def refuses(rows: Rows) -> str | None:
     if library() is None:
-        return "it was not built: there was no C compiler when varangian was installed"
+        return f"there are no kernels in C: {opened()[1]}"
     if rows.device.type != "cpu" or rows.dtype != torch.float32:
         return f"it takes float32 rows on the CPU, not {rows.dtype} on {rows.device}"
     if len(rows) > MOST_ROWS:

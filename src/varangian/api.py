@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from varangian.aggregators import MIXINGS, RULES, Aggregator, spec_of
+from varangian.cli.arguments.common import FORMATS
 from varangian.cli.views.progress import progress
 from varangian.config import RunConfig, advice, loads
 from varangian.config.overrides import Assignment, apply_overrides
@@ -97,6 +98,7 @@ def run(
         ConfigError: with every problem found in the settings.
         RunError: the run cannot be started, or cannot go on.
     """
+    check_format(format)
     if resume is not None and folder is not None:
         raise RunError("a run that goes on does so in its own folder: give `resume` or `folder`")
     found = user_path(resume) if isinstance(resume, str | os.PathLike) else None
@@ -178,6 +180,7 @@ def sweep(
     from varangian.experiments.sweep.sweep import run_sweep
     from varangian.experiments.sweep.view import sweep_view
 
+    check_format(format)
     more = [*assignments(settings)]
     if isinstance(grid, Mapping):
         content = dict(grid)
@@ -191,6 +194,16 @@ def sweep(
     with contextlib.nullcontext() if format is None else sweep_view(format) as view:
         chosen = None if engine is None else make_engine(engine, engine_options, limit=jobs)
         return run_sweep(plan, jobs=jobs, view=view, engine=chosen)
+
+
+def check_format(format: str | None) -> None:
+    """See that there is such a view of the progress.
+
+    Raises:
+        ConfigError: there is none.
+    """
+    if format is not None and format not in FORMATS:
+        raise ConfigError([Problem("format", f"should be one of {', '.join(FORMATS)}, or None", format)])
 
 
 def read(folder: str | os.PathLike[str], /) -> RunResult:

@@ -52,8 +52,9 @@ def check_state(state: Mapping[str, Any], needed: set[str], version: int, seed: 
         ValueError: it is not.
     """
     missing = {"version", "seed", *needed} - {*state}
-    if missing or state["version"] != version:
-        found = f"lacks {', '.join(sorted(missing))}" if missing else f"is of version {state['version']}"
+    of_another = state.get("version", version) != version
+    if missing or of_another:
+        found = f"is of version {state['version']}" if of_another else f"lacks {', '.join(sorted(missing))}"
         raise ValueError(f"state: should be what state_dict() of version {version} returned. It {found}.")
     if state["seed"] != seed:
         raise ValueError(

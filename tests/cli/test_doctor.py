@@ -17,6 +17,7 @@ import pytest
 from tests.cli.kit import answering
 
 from varangian import __version__
+from varangian.aggregators.kernels import library
 from varangian.cli.commands.doctor import disk, machine
 from varangian.cli.commands.doctor.connection import (
     check_addresses,
@@ -34,8 +35,10 @@ from varangian.protos.network.dial import PROXY
 from varangian.resources import available_memory
 from varangian.server.identity.tls import Security
 
-HERE = ("versions", "files", "cores", "clock")
+EVERYWHERE = ("versions", "files", "cores", "clock")
 """Checks of every machine."""
+HERE = (*EVERYWHERE, "kernels")
+"""Checks of a machine where rules are computed."""
 CERTIFICATE = ("certificate", "expiry", "revocation", "key")
 SMALL = ("workers=4", "f=1", "data=synthetic", "server.port=0")
 LINE = re.compile(r"(PASSED|NOTE|FAIL) +(\w+)  ")
@@ -67,6 +70,7 @@ def frugal(monkeypatch, tmp_path):
         monkeypatch.setattr(module, name, 0)  # the tests may run anywhere
     monkeypatch.setenv("XDG_STATE_HOME", str(tmp_path / "state"))
     monkeypatch.setattr(machine, "DRIVERS", ())
+    monkeypatch.setattr(library, "opened", lambda: (object(), ""))
 
 
 def doctor(varangian, *options):
@@ -81,16 +85,28 @@ def doctor(varangian, *options):
 def test_a_doctor_finds_nothing_wrong(varangian, bundles):
     code, found, said = doctor(varangian)
     assert (code, found) == (0, dict.fromkeys((*HERE, "memory", "output", "temporary"), "PASSED"))
-    assert said.endswith("\n\n7 checks: 7 passed, 0 to note, 0 failed\n")
+    assert said.endswith("\n\n8 checks: 8 passed, 0 to note, 0 failed\n")
     shown = ("--certs", str(bundles / "ours/w00"))
     with answering(Security(bundles / "ours").credentials(), now=round(1000 * time.time())) as address:
         code, found, said = doctor(varangian, "--server", address, *shown)
     way = ("address", "server", "skew", "release", "payloads")
-    names = (*HERE, "memory", "state", "temporary", *CERTIFICATE, *way)
+    names = (*EVERYWHERE, "memory", "state", "temporary", *CERTIFICATE, *way)
     assert (code, found) == (0, dict.fromkeys(names, "PASSED"))
     assert "the worker w00" in said
     assert "answers with TLS: round 2 of 9" in said
     assert "over gRPC, as the server has no data port, under TLS 1.3 like every call" in said
+
+
+def test_a_doctor_says_why_there_are_no_kernels_in_c(varangian, monkeypatch):
+    monkeypatch.setattr(library, "opened", lambda: (None, "there was no compiler"))
+    code, found, said = doctor(varangian)
+    assert (code, found["kernels"]) == (0, "NOTE")
+    assert "there are none in C: there was no compiler. Rules are slower in plain torch" in said
+    monkeypatch.undo()
+    monkeypatch.setenv(library.VARIABLE, "v2")
+    library.opened.cache_clear()
+    finding = machine.check_kernels()
+    assert (finding.result, "VARANGIAN_KERNELS should be one of" in finding.sentence) == ("FAIL", True)
 
 
 def test_a_doctor_says_what_to_do(varangian, bundles, copied):
@@ -198,7 +214,7 @@ def test_a_program_reads_json(varangian, bundles):
     code, said = varangian("doctor", "--format", "json", "--certs", str(bundles / "ours/expired"))
     found = json.loads(said)
     assert (code, found["varangian"], found["result"]) == (1, __version__, "FAIL")
-    assert [one["what"] for one in found["findings"]][:4] == list(HERE)
+    assert [one["what"] for one in found["findings"]][:5] == list(HERE)
     (bad,) = (one for one in found["findings"] if one["result"] == "FAIL")
     assert bad["what"] == "certificate"
     assert "should not have expired" in bad["sentence"]

@@ -307,6 +307,8 @@ async def test_an_operator_invites_looks_and_signs_where_the_authority_is(
         assert "w15" not in {one.name for one in cluster.issued()}
         code, _, err = await asyncio.to_thread(workers, "admit", "w15", "--days", "2")
         assert (code, "--days should be with --authority" in err) == (1, True)
+        code, _, err = await asyncio.to_thread(workers, "admit", "w15", "--fingerprint", key[:16])
+        assert (code, "--fingerprint should be with --authority" in err) == (1, True)
         code, out, _ = await asyncio.to_thread(workers, *admit, key[:16].upper(), "--days", "2.5")
         assert (code, "w15 is a member from round 8 on" in out) == (0, True)
         (signed,) = (one for one in cluster.issued() if one.name == "w15")

@@ -646,6 +646,10 @@ def test_what_cannot_work_is_refused_before_any_rank_is_asked():
         robust(nn.Linear(2, 2))
     with pytest.raises(ValueError, match="state: should be what state_dict"):
         Reduction().load_state_dict({"version": 1})
+    state = Reduction().state_dict() | {"version": 2}
+    del state["opposition"]
+    with pytest.raises(ValueError, match=r"It is of version 2\."):
+        Reduction().load_state_dict(state)
     with pytest.raises(ValueError, match="seed: should be 4"):
         Reduction().load_state_dict(Reduction(seed=4).state_dict())
 

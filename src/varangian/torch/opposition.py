@@ -67,8 +67,8 @@ class Opposition:
             have been opposed to the others for long enough to be certain of it.
         """
         found = np.full(self._n, np.nan)
-        lengths = np.sqrt(np.diagonal(products))
         with np.errstate(invalid="ignore", divide="ignore", over="ignore"):
+            lengths = np.sqrt(np.diagonal(products))  # the square of a zero vector may be rounded below 0
             cosines = products / lengths[:, None] / lengths
         there = np.flatnonzero(np.isfinite(np.diagonal(cosines)))
         m = len(there)

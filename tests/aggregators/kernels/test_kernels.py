@@ -1,5 +1,7 @@
 """Every backend against the definition, on shapes that fit nothing."""
 
+from types import SimpleNamespace
+
 import pytest
 import torch
 from tests.aggregators import kit
@@ -13,6 +15,7 @@ from varangian.aggregators.kernels import (
     backend_for,
     blocked,
     centres,
+    library,
     native,
     reference,
 )
@@ -177,6 +180,23 @@ def test_every_type_is_taken() -> None:
 def test_fastest_that_is_there_is_taken() -> None:
     rows = Rows.of(torch.randn(2, 3))
     assert backend_for(rows) is (native if native.library() else blocked)
+
+
+@pytest.mark.parametrize("abi", [library.ABI, library.ABI - 1])
+def test_kernels_of_other_sources_are_not_used_and_that_is_said(
+    abi: int, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    functions: dict[str, object] = {f"varangian_{verb}_v1": None for verb in library.VERBS}
+    whole = SimpleNamespace(varangian_abi=lambda: library.ABI, varangian_level=lambda: 1, **functions)
+    assert library.is_current(whole)  # type: ignore[arg-type]
+    if abi == library.ABI:
+        functions.popitem()
+    old = SimpleNamespace(varangian_abi=lambda: abi, varangian_level=lambda: 1, **functions)
+    monkeypatch.setattr(library.ctypes, "CDLL", lambda path: old)
+    monkeypatch.setattr(library.importlib.util, "find_spec", lambda name: SimpleNamespace(origin="old.so"))
+    monkeypatch.delenv(library.VARIABLE, raising=False)
+    assert library.opened.__wrapped__() == (None, "old.so was built from the sources of another version")
+    assert "old.so is of other sources than this version" in caplog.text
 
 
 def test_unknown_backend_is_an_error() -> None:

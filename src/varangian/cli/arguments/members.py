@@ -54,7 +54,8 @@ def add_workers(parser: argparse.ArgumentParser) -> None:
             action.add_argument(
                 "--fingerprint",
                 metavar="DIGITS",
-                help="sign it only for the public key with these digits, as `varangian join` prints them",
+                help="with --authority: sign it only for the public key with these digits, as "
+                "`varangian join` prints them",
             )
             action.add_argument(
                 "--days",

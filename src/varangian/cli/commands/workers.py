@@ -41,6 +41,10 @@ def command(args: argparse.Namespace) -> int:
     signs = getattr(args, "authority", None) is not None
     if not signs and getattr(args, "days", None) is not None:
         raise CommandError("--days should be with --authority, which signs a certificate for so long")
+    if not signs and getattr(args, "fingerprint", None) is not None:
+        raise CommandError(
+            "--fingerprint should be with --authority, which signs a certificate for the key it names"
+        )
     role = Role.WORKER if args.action == "leave" else Role.OPERATOR
     bundle = _bundle(args, role)
     if args.action == "leave":

@@ -19,6 +19,7 @@ from varangian.cli.commands.doctor.machine import (
     check_cores,
     check_files,
     check_gpu,
+    check_kernels,
     check_memory,
     check_versions,
 )
@@ -75,6 +76,8 @@ def examine(asked: Asked) -> Iterator[Finding]:
     yield check_files()
     yield check_cores()
     yield check_clock(time.time())
+    if asked.server is None:  # otherwise rules are computed there
+        yield check_kernels()
     config: RunConfig | None = None
     if asked.has_run:
         found = _load(asked)

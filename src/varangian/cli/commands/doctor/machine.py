@@ -29,6 +29,10 @@ DAY = 86400.0
 DRIVERS = ("/proc/driver/nvidia/version", "/dev/nvidiactl", "/dev/kfd", "/dev/dxg")
 """Files that are there with the driver of a GPU: of NVIDIA, of AMD, and in WSL."""
 HIDES = ("CUDA_VISIBLE_DEVICES", "HIP_VISIBLE_DEVICES", "NVIDIA_VISIBLE_DEVICES")
+SLOWER = (
+    "Rules are slower in plain torch. To have them, install Varangian again where there is a C compiler, "
+    "as with `pip install --force-reinstall --no-deps .` in its sources."
+)
 GPU_PATIENCE = 120.0
 """Seconds for a child process to import torch and to compute one sum; a broken driver may hang."""
 TRIAL = """
@@ -76,6 +80,21 @@ def check_cores() -> Finding:
     usable, whole = cores(), os.cpu_count() or 1
     few = f"{usable:g} of the {whole} of this machine, as its container or control group allows"
     return passed("cores", few if usable < whole else f"{whole}")
+
+
+def check_kernels() -> Finding:
+    """The kernels in C, without which rules on large models are slow."""
+    try:
+        from varangian.aggregators.kernels.library import KernelsRefused, level, opened
+    except (ImportError, OSError) as error:  # of torch
+        return fail("kernels", f"torch cannot be imported: {error}", "Install torch again.")
+    try:
+        loaded, why = opened()
+        if loaded is not None:
+            return passed("kernels", f"in C, version v{level()} for this processor")
+    except (KernelsRefused, OSError) as error:
+        return fail("kernels", str(error), "Unset VARANGIAN_KERNELS, or install Varangian again.")
+    return note("kernels", f"there are none in C: {why}", SLOWER)
 
 
 def check_memory() -> Finding:
