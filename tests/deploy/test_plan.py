@@ -251,6 +251,7 @@ def test_sizes_and_settings_of_files_of_vectors_that_cannot_be(tmp_path, capsys)
     for engine, words, says in [
         ("kubernetes", ROWS, "--rows: should be the size of the volume for server.rows_folder and part"),
         ("compose", [*ROWS, "--rows", "1g"], "--rows: is of use with kubernetes only"),
+        ("kubernetes", ["--rows", "1g"], "--rows: is of use where the settings want files for vectors"),
         ("swarm", [*ROWS, "aggregator=nothing"], "aggregator: "),
         ("swarm", [*ROWS, "byzantine.count=1", "byzantine.attack=null"], "byzantine.attack: "),
         ("compose", [*ROWS, "--variables"], "server.rows_folder: is no variable of the compose file"),

@@ -66,6 +66,10 @@ def read_options(args: argparse.Namespace, config: RunConfig) -> Options:
     if args.rows and args.engine != "kubernetes":
         rule = "is of use with kubernetes only: elsewhere the files have the room of their disk"
         raise ConfigError([Problem("--rows", rule)])
+    if args.rows and not rows_settings(config):
+        rule = "is of use where the settings want files for vectors, and these want none"
+        hint = "Set server.rows_folder, or leave --rows out."
+        raise ConfigError([Problem("--rows", rule, hint=hint)])
     uses_gpu = config.worker.device.startswith("cuda")
     if args.gpus and not uses_gpu:
         hint = "Add worker.device=cuda."
