@@ -15,9 +15,9 @@ class Outcome:
     """The round that the vector is for."""
     weight: float | None = None
     """The coefficient of this worker's row in the last aggregate that had one; 0 where its row was dropped,
-    with any rule. None where the server does not say: of a push that is not accepted, before the first
-    aggregate, and for rows that took part in a rule without coefficients, as the coordinate-wise median and
-    `nnm+trimmed_mean`: they give every worker some of the coordinates."""
+    with any rule, or left out by a gate. None where the server does not say: of a push that is not
+    accepted, before the first aggregate, and for rows that took part in a rule without coefficients, as the
+    coordinate-wise median and `nnm+trimmed_mean`: they give every worker some of the coordinates."""
     weight_round: int | None = None
     """The round of that aggregate; None where `weight` is."""
     code: str = ""
