@@ -255,7 +255,7 @@ def _guarantee(question: Question, best: Candidate) -> Iterator[str]:
         )
     silent = n - config.quorum if question.participation == "sync" else 0
     if silent:
-        yield f"Up to {silent} workers may be silent in a round."
+        yield f"Up to {silent} worker{'s' * (silent > 1)} may be silent in a round."
     if n < 3 * f + 1:
         yield (
             f"n = {n} is close to the limit of 2 f + 1 = {2 * f + 1}: "

@@ -85,7 +85,7 @@ def check_cores() -> Finding:
 def check_kernels() -> Finding:
     """The kernels in C, without which rules on large models are slow."""
     try:
-        from varangian.aggregators.kernels.library import KernelsRefused, level, opened
+        from varangian.aggregators.kernels.library import VARIABLE, KernelsRefused, level, opened
     except (ImportError, OSError) as error:  # of torch
         return fail("kernels", f"torch cannot be imported: {error}", "Install torch again.")
     try:
@@ -94,7 +94,8 @@ def check_kernels() -> Finding:
             return passed("kernels", f"in C, version v{level()} for this processor")
     except (KernelsRefused, OSError) as error:
         return fail("kernels", str(error), "Unset VARANGIAN_KERNELS, or install Varangian again.")
-    return note("kernels", f"there are none in C: {why}", SLOWER)
+    todo = "Unset the variable to have them." if os.environ.get(VARIABLE) == "none" else SLOWER
+    return note("kernels", f"there are none in C: {why}", todo)
 
 
 def check_memory() -> Finding:
