@@ -71,6 +71,7 @@ def frugal(monkeypatch, tmp_path):
     monkeypatch.setenv("XDG_STATE_HOME", str(tmp_path / "state"))
     monkeypatch.setattr(machine, "DRIVERS", ())
     monkeypatch.setattr(library, "opened", lambda: (object(), ""))
+    monkeypatch.setattr(library, "level", lambda: 1)
 
 
 def doctor(varangian, *options):
