@@ -8,13 +8,14 @@ Each cell is the held-out loss of a `varangian run` with the backend `simulate`:
 AdamW and push where they led, the server steps with Nesterov momentum (`docs/how-to/outer-steps.md`). Of
 the rules, `median_norm` is none of this project: each vector is scaled down to the median of all lengths
 and the mean is taken, as trainers with untrusted peers do. Traffic is computed, not measured. A file of
-results is added to after each run, and what it has is not run again. The text is that of `docs/`, whose
-changes change digests, so a file belongs to one text and a call with another one is refused.
+results is added to after each run, and what it has is not run again. A file belongs
+to one text, that of `examples/char-gpt`: a call with another one is refused.
 """
 
 from __future__ import annotations
 
 import argparse
+import gzip
 import hashlib
 import itertools
 import json
@@ -230,11 +231,8 @@ def arguments() -> argparse.Namespace:
 
 
 def text() -> str:
-    """A digest of the pages that the model is trained on."""
-    digest = hashlib.sha256()
-    for page in sorted((HERE.parent / "docs").rglob("*.md")):
-        digest.update(page.read_bytes())
-    return digest.hexdigest()[:16]
+    """A digest of the text that the model is trained on."""
+    return hashlib.sha256(gzip.decompress((EXAMPLE / "text.txt.gz").read_bytes())).hexdigest()[:16]
 
 
 def earlier(path: Path | None) -> dict[str, Any]:
@@ -244,8 +242,8 @@ def earlier(path: Path | None) -> dict[str, Any]:
     document: dict[str, Any] = json.loads(path.read_text())
     if document["text"] != text():
         sys.exit(
-            f"{path} should have runs on the text in docs/, which is {text()}. Found {document['text']}. "
-            "Name another file, or check out the commit of those runs."
+            f"{path} should have runs on the text of examples/char-gpt, which is {text()}. Found "
+            f"{document['text']}. Name another file, or check out the commit of those runs."
         )
     return document
 
