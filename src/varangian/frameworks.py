@@ -7,7 +7,7 @@ import logging
 import warnings
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import TypeVar
 
 import torch
 
@@ -45,12 +45,15 @@ def generator_of(seed: int, number: int) -> torch.Generator:
     return torch.Generator().manual_seed(int.from_bytes(digest) >> 1)
 
 
-def check_state(state: Mapping[str, Any], needed: set[str], version: int, seed: int) -> None:
+def check_state(state: object, needed: set[str], version: int, seed: int) -> None:
     """See that a state is what `state_dict` gave: with these keys, of this version, made with this seed.
 
     Raises:
         ValueError: it is not.
     """
+    if not isinstance(state, Mapping):
+        found = type(state).__name__
+        raise ValueError(f"state: should be what state_dict() returned, a dict. Found {found}.")
     missing = {"version", "seed", *needed} - {*state}
     of_another = state.get("version", version) != version
     if missing or of_another:

@@ -652,6 +652,10 @@ def test_what_cannot_work_is_refused_before_any_rank_is_asked():
         Reduction().load_state_dict(state)
     with pytest.raises(ValueError, match="seed: should be 4"):
         Reduction().load_state_dict(Reduction(seed=4).state_dict())
+    with pytest.raises(ValueError, match=r"state: should be .*, a dict\. Found NoneType\."):
+        Reduction().load_state_dict(None)
+    with pytest.raises(ValueError, match="state: should be what state_dict"):
+        Reduction().load_state_dict(Reduction().state_dict() | {"opposition": [1.0]})
 
 
 @pytest.mark.slow

@@ -274,15 +274,20 @@ class Reduction:
         """
         needed = {"step", "left_out", "faulty", "opposition", "reference", "momentum"}
         check_state(state, needed, VERSION, self._seed)
-        self._step = int(state["step"])
-        faulty = [[*map(int, steps)] for steps in state["faulty"]]
-        self._seen = ([*map(int, state["left_out"])], faulty)
-        self._opposed = {str(name): [*map(float, values)] for name, values in state["opposition"].items()}
+        try:
+            step, left_out = int(state["step"]), [*map(int, state["left_out"])]
+            faulty = [[*map(int, steps)] for steps in state["faulty"]]
+            opposed = {str(name): [*map(float, values)] for name, values in state["opposition"].items()}
+            momenta, reference = (
+                {str(name): value.detach().clone() for name, value in state[which].items()}
+                for which in ("momentum", "reference")
+            )
+        except (AttributeError, TypeError, ValueError) as error:
+            raise ValueError(f"state: should be what state_dict() returned. It is not: {error}.") from error
+        self._step, self._seen, self._opposed = step, (left_out, faulty), opposed
         self._before = None
-        self._momenta = {}
-        self._restored_momenta = {str(name): m.detach().clone() for name, m in state["momentum"].items()}
-        self._reference = {}
-        self._restored = {str(name): value.detach().clone() for name, value in state["reference"].items()}
+        self._momenta, self._restored_momenta = {}, momenta
+        self._reference, self._restored = {}, reference
         if self._group is not None:
             self._group.suspicion.restore(*self._seen)
             self._group.opposition.restore(self._opposed)
