@@ -10,7 +10,7 @@ from torch.nn.functional import cross_entropy, scaled_dot_product_attention
 FIRST, CHARACTERS = 32, 96
 """The printable part of ASCII; whatever else there is becomes a space."""
 TEXT = Path(__file__).resolve().parent / "text.txt.gz"
-"""Pages of `docs/`, one after the other. The copy stays as it is when pages change, so that runs can be repeated."""
+"""Pages of `docs/` as they once were: the copy stays as it is, so that runs can be repeated."""
 
 
 def documentation(length: int = 64, test: int = 400) -> tuple[Tensor, Tensor, Tensor, Tensor]:
