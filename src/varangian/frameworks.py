@@ -1,4 +1,4 @@
-"""What rules inside other frameworks have in common: aggregator, randomness, state and records."""
+"""Parts that rules inside other frameworks share: the aggregator, the randomness of a step, state, records."""
 
 from __future__ import annotations
 
