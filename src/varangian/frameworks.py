@@ -1,4 +1,4 @@
-"""Parts that rules inside other frameworks share: the aggregator, the randomness of a step, state, records."""
+"""Parts that rules inside other frameworks share: aggregator, randomness of a step, state, records."""
 
 from __future__ import annotations
 
