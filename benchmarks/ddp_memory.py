@@ -9,7 +9,6 @@ and once to be measured: the most resident memory of rank 0 while it runs, less 
 from __future__ import annotations
 
 import argparse
-import ctypes
 import json
 import os
 import sys
@@ -25,6 +24,7 @@ sys.path[:0] = [str(ROOT), str(ROOT / "src")]
 import torch  # noqa: E402
 import torch.distributed as dist  # noqa: E402
 import torch.multiprocessing as processes  # noqa: E402
+from ddp import resident, settle  # noqa: E402
 from torch.nn.parallel import DistributedDataParallel  # noqa: E402
 
 from varangian.aggregators.rows import Rows  # noqa: E402
@@ -124,19 +124,6 @@ def vectors(act: Callable[[], object], d: int, kept: bool = False) -> float:
     dist.barrier()
     act()
     return round((resident("VmHWM") - before) / (4 * d), 2)
-
-
-def settle() -> None:
-    """Give back what is free, and forget what the most was."""
-    ctypes.CDLL(None).malloc_trim(0)
-    Path("/proc/self/clear_refs").write_text("5")
-
-
-def resident(what: str) -> int:
-    for line in Path("/proc/self/status").read_text().splitlines():
-        if line.startswith(what):
-            return 1024 * int(line.split()[1])
-    return 0
 
 
 if __name__ == "__main__":
