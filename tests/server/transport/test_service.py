@@ -26,7 +26,7 @@ from varangian.protos.contract import Contract, Terms
 from varangian.protos.encoding import encode_vector, payload_digest
 from varangian.protos.layout import Layout
 from varangian.protos.messages import CHUNK_BYTES, MESSAGE_LIMIT, PROTOCOL
-from varangian.protos.network.dial import open_aio_channel
+from varangian.protos.network.dial import open_aio_channel, open_channel
 from varangian.protos.network.listen import PortInUse
 from varangian.protos.shared_settings import SharedSettings
 from varangian.server.app import serve
@@ -51,6 +51,7 @@ BIG = Layout((("weight", (300, 1000)), ("bias", (7,))))
 LAYOUT = Layout((("weight", (3, 2)), ("bias", (2,))))
 CONTRACT = Contract("run-1", LAYOUT)
 LIMITS = Limits(idle=20.0, status=0.0, patience=0.05, grace=0.05, turn=0.02)
+SERVICE = "/varangian.v1.ParameterServer/"
 RPCS = {
     "Join": "unary_unary",
     "Pull": "unary_stream",
@@ -80,13 +81,14 @@ class World:
 
     @contextlib.asynccontextmanager
     async def raw(self, name="w00", join=True, **changes):
-        async with open_aio_channel(
-            self.address,
-            options=[("grpc.use_local_subchannel_pool", 1), ("grpc.max_send_message_length", -1)],
-        ) as channel:
+        options = [("grpc.use_local_subchannel_pool", 1), ("grpc.max_send_message_length", -1)]
+        async with contextlib.AsyncExitStack() as stack:
+            channel = await stack.enter_async_context(open_aio_channel(self.address, options=options))
+            streams = stack.enter_context(open_channel(self.address, options=options))
             session = changes.pop("session", f"{NAMES.index(name):032x}")
             identity = {"worker": name, "token": self.sessions.token(name), "session": session} | changes
-            raw = Raw(channel, self.contract, [(f"varangian-{k}", v) for k, v in identity.items()])
+            sent = [(f"varangian-{k}", v) for k, v in identity.items()]
+            raw = Raw(channel, streams, self.contract, sent)
             if join:
                 await raw.join()
             yield raw
@@ -95,12 +97,10 @@ class World:
 class Raw:
     """The four calls, in bytes."""
 
-    def __init__(self, channel, contract, identity):
+    def __init__(self, channel, streams, contract, identity):
         self.contract, self.identity = contract, identity
-        self.calls = {
-            name: getattr(channel, kind)(f"/varangian.v1.ParameterServer/{name}")
-            for name, kind in RPCS.items()
-        }
+        self.calls = {name: getattr(channel, kind)(SERVICE + name) for name, kind in RPCS.items()}
+        self._push = streams.stream_unary(SERVICE + "Push")
 
     async def join(self, **changes):
         request = {"protocol": PROTOCOL, "layout": self.contract.layout.text} | changes
@@ -115,12 +115,17 @@ class Raw:
         return [ps_pb2.PullReply.FromString(data) async for data in call]
 
     async def send(self, *parts):
-        async def requests():
-            for part in parts:
-                yield part if isinstance(part, bytes) else framed(part)
-
-        reply = await self.calls["Push"](requests(), metadata=self.identity)
-        return ps_pb2.PushReply.FromString(reply)
+        """A push, by threads: grpc.aio loses the answer to a call that ends while it is written to."""
+        requests = iter([part if isinstance(part, bytes) else framed(part) for part in parts])
+        call = self._push.future(requests, metadata=self.identity)
+        loop, over = asyncio.get_running_loop(), asyncio.Event()
+        call.add_done_callback(lambda _: loop.call_soon_threadsafe(over.set))
+        try:
+            await over.wait()
+        except asyncio.CancelledError:
+            call.cancel()
+            raise
+        return ps_pb2.PushReply.FromString(call.result())
 
     async def pull_inline(self, after=-1):
         request = ps_pb2.PullRequest(run_id=self.contract.run_id, after=after).SerializeToString()
@@ -227,7 +232,7 @@ def warnings_of(caplog, module):
 
 @contextlib.asynccontextmanager
 async def refusal(status, code, *words):
-    with pytest.raises(grpc.aio.AioRpcError) as caught:
+    with pytest.raises(grpc.RpcError) as caught:
         yield
     error = caught.value
     trailing = dict(error.trailing_metadata())
@@ -241,7 +246,7 @@ async def persistent(call, *arguments):
     while True:
         try:
             return await call(*arguments)
-        except grpc.aio.AioRpcError as error:
+        except grpc.RpcError as error:
             if dict(error.trailing_metadata()).get("varangian-code") != "IDLE":
                 raise
 
@@ -836,7 +841,7 @@ async def test_a_worker_may_decline_a_round():
 async def test_a_push_for_a_round_that_is_over_says_which_one_is_open():
     async with world() as this, this.raw() as raw:
         await usable(this)
-        with pytest.raises(grpc.aio.AioRpcError, match="round 1") as caught:
+        with pytest.raises(grpc.RpcError, match="round 1") as caught:
             await raw.push(0, torch.zeros(8))
         assert dict(caught.value.trailing_metadata()) == {"varangian-code": "STALE", "varangian-round": "1"}
         await usable(this)
@@ -877,7 +882,7 @@ async def test_garbage_never_stops_the_server(garbage):
         for data in garbage:
             for name, kind in RPCS.items():
                 request = iter([data]) if kind.startswith("stream") else data
-                with contextlib.suppress(grpc.aio.AioRpcError):
+                with contextlib.suppress(grpc.RpcError):
                     await ended(raw.calls[name](request, metadata=raw.identity))
         assert (await raw.status()).round == 0
         await usable(this)
