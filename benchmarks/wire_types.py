@@ -29,8 +29,8 @@ from tests.wire.kit import NAMES, Run, far  # noqa: E402
 from tests.wire.relay import Way  # noqa: E402
 
 from varangian.aggregators import Mean  # noqa: E402
-from varangian.protos.encoding import WIRE, Dtype  # noqa: E402
 from varangian.protos.layout import Layout  # noqa: E402
+from varangian.protos.payloads.encoding import WIRE, Dtype  # noqa: E402
 from varangian.server.limits.limits import Limits  # noqa: E402
 from varangian.worker.transport.client import Client, Finished  # noqa: E402
 

@@ -10,10 +10,10 @@ from dataclasses import dataclass, field, replace
 from math import inf
 
 from varangian.protos import ps_pb2
-from varangian.protos.encoding import FLOAT32, WIRE, Dtype, Encoding, check_digest
 from varangian.protos.errors import Refused
 from varangian.protos.layout import DIGEST_BYTES, Layout, LayoutError, fragments_of
 from varangian.protos.messages import PROTOCOL, ROUND_LIMIT
+from varangian.protos.payloads.encoding import FLOAT32, WIRE, Dtype, Encoding, check_digest
 from varangian.protos.refusals import Refusal
 from varangian.protos.shared_settings import SharedSettings
 from varangian.protos.text import quote

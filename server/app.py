@@ -17,7 +17,6 @@ from varangian.heartbeat import touch_heartbeat
 from varangian.protos.contract import Contract, Terms
 from varangian.protos.data_channel.encrypted_stream import why_unavailable
 from varangian.protos.data_channel.listener import DataListener
-from varangian.protos.encoding import FLOAT32, Dtype
 from varangian.protos.layout import Layout
 from varangian.protos.network import descriptors
 from varangian.protos.network.descriptors import check_free
@@ -25,6 +24,7 @@ from varangian.protos.network.grpc_log import install_log_filter
 from varangian.protos.network.grpc_options import inline_lookahead
 from varangian.protos.network.listen import bind_sockets
 from varangian.protos.network.malloc import keep_large_blocks
+from varangian.protos.payloads.encoding import FLOAT32, Dtype
 from varangian.protos.shared_settings import SharedSettings
 from varangian.server.identity.sessions import Sessions
 from varangian.server.identity.tls import Security

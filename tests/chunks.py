@@ -1,8 +1,8 @@
 from collections.abc import Callable, Iterator
 
-from varangian.protos.chunks import encode_chunk
 from varangian.protos.messages import CHUNK_BYTES
-from varangian.protos.receiving import Fill, Receive
+from varangian.protos.payloads.chunks import encode_chunk
+from varangian.protos.payloads.receiving import Fill, Receive
 
 
 def cut_chunks(data: memoryview, size: int = CHUNK_BYTES) -> Iterator[bytes]:

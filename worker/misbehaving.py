@@ -23,16 +23,16 @@ from torch import Tensor
 from varangian.own_classes import is_own, named
 from varangian.plugins import guard
 from varangian.protos import ps_pb2
-from varangian.protos.chunks import encode_chunk, encode_inline
 from varangian.protos.data_channel.associated_data import AssociatedData
 from varangian.protos.data_channel.connection import DataConnectionError
 from varangian.protos.data_channel.encrypted_stream import EncryptedStream
-from varangian.protos.encoding import WIRE, Encoding, payload_digest, rounding_seed
 from varangian.protos.errors import Refused
 from varangian.protos.layout import Layout
 from varangian.protos.messages import MANIFEST_LIMIT, PROTOCOL, decode_message
 from varangian.protos.metadata_keys import READY, SESSION
 from varangian.protos.network.idle_timeout import IdleTimeout, idle_timeout
+from varangian.protos.payloads.chunks import encode_chunk, encode_inline
+from varangian.protos.payloads.encoding import WIRE, Encoding, payload_digest, rounding_seed
 from varangian.structured_logs import event
 from varangian.worker.attacks.base import AttackError
 from varangian.worker.attacks.on_protocol import Answer, ProtocolAttack, Push

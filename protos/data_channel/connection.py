@@ -26,7 +26,7 @@ from varangian.protos.data_channel.transfer import (
     Transfer,
 )
 from varangian.protos.network.thread_results import result_of
-from varangian.protos.receiving import Fill
+from varangian.protos.payloads.receiving import Fill
 
 __all__ = ["TICKET", "TURN_BYTES", "DataConnection", "DataConnectionError", "Transfer"]
 

@@ -10,7 +10,7 @@ from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, S
 from typing import ClassVar
 
 from varangian.aggregators import Aggregator
-from varangian.protos.encoding import Dtype, RowDtype
+from varangian.protos.payloads.encoding import Dtype, RowDtype
 from varangian.registry import Problem, Registry, join
 from varangian.server.protocol.events import Seconds, Worker
 from varangian.server.protocol.state import Selection

@@ -11,7 +11,7 @@ from typing import Literal, TypeAlias
 
 from varangian.aggregators import Aggregator, Mean
 from varangian.files import user_path
-from varangian.protos.encoding import FLOAT32, Dtype, RowDtype
+from varangian.protos.payloads.encoding import FLOAT32, Dtype, RowDtype
 from varangian.registry import FIXES, Fix, Problem
 from varangian.server.participation.base import PARTICIPATION
 from varangian.server.participation.selection import SelectSome

@@ -20,7 +20,7 @@ from typing import Any, TypeAlias
 from torch import Tensor
 
 from varangian.aggregators import AggregationError
-from varangian.protos.encoding import (
+from varangian.protos.payloads.encoding import (
     FLOAT32,
     Encoding,
     RowDtype,

@@ -17,7 +17,7 @@ from torch import Tensor
 
 from varangian.aggregators import Aggregate, AggregationError
 from varangian.aggregators.streaming.stream import Stream, block_columns
-from varangian.protos.encoding import FLOAT32, RowDtype
+from varangian.protos.payloads.encoding import FLOAT32, RowDtype
 from varangian.protos.refusals import Refusal
 from varangian.server.protocol.events import Close, Seconds, Worker
 from varangian.server.protocol.machine import Machine

@@ -6,8 +6,15 @@ import torch
 from torch import Tensor
 
 from varangian.aggregators.kernels.ingress import store_numbers, store_vector
-from varangian.protos.encoding import FLOAT32, Encoding
-from varangian.protos.int8_blocks import BLOCK, BLOCK_BYTES, SCALE, STEP, block_bytes, decode_blocks
+from varangian.protos.payloads.encoding import FLOAT32, Encoding
+from varangian.protos.payloads.int8_blocks import (
+    BLOCK,
+    BLOCK_BYTES,
+    SCALE,
+    STEP,
+    block_bytes,
+    decode_blocks,
+)
 
 
 def store_columns(

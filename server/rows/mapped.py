@@ -16,7 +16,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from varangian.protos.encoding import FLOAT32, TORCH, RowDtype
+from varangian.protos.payloads.encoding import FLOAT32, TORCH, RowDtype
 from varangian.server.rows.latest_store import NoRoom, format_bytes
 
 SETTING = "server.rows_folder"

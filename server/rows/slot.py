@@ -10,8 +10,8 @@ import torch
 from torch import Tensor
 
 from varangian.protos.data_channel.transfer import BLOCK
-from varangian.protos.encoding import FLOAT32, TORCH, Dtype, Encoding
-from varangian.protos.receiving import PayloadSink
+from varangian.protos.payloads.encoding import FLOAT32, TORCH, Dtype, Encoding
+from varangian.protos.payloads.receiving import PayloadSink
 from varangian.protos.refusals import Refusal
 from varangian.server.protocol.events import Worker
 from varangian.server.rows.landing import store_columns

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from varangian.aggregators.kernels.ingress import store_vector
-from varangian.protos.encoding import FLOAT32, TORCH, RowDtype
+from varangian.protos.payloads.encoding import FLOAT32, TORCH, RowDtype
 from varangian.protos.refusals import Refusal
 from varangian.server.protocol.events import Worker
 from varangian.server.rows.mapped import MappedPlan

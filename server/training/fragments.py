@@ -8,8 +8,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from varangian.protos.encoding import put, take
 from varangian.protos.layout import Fragments
+from varangian.protos.payloads.encoding import put, take
 from varangian.server.training.optimizers import AnyStepper, Optimizer, stepper_for
 
 

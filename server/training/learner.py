@@ -19,8 +19,8 @@ from varangian.aggregators.kernels.cores import every_core
 from varangian.aggregators.numeric.timing import time_parts
 from varangian.aggregators.streaming.stream import Stream
 from varangian.own_classes import shown
-from varangian.protos.encoding import put, take
 from varangian.protos.layout import Fragments
+from varangian.protos.payloads.encoding import put, take
 from varangian.server.training.ema import Average, samples
 from varangian.server.training.fragments import FragmentSteppers
 from varangian.server.training.optimizers import AnyStepper, Optimizer, stepper_for

@@ -10,7 +10,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from varangian.protos.encoding import payload_digest
+from varangian.protos.payloads.encoding import payload_digest
 
 BLOCK = 1 << 15
 """Entries that are widened at once for a norm, while they are in cache."""

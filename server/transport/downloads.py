@@ -8,14 +8,14 @@ from functools import cached_property, lru_cache, partial
 from time import monotonic
 
 from varangian.protos import metadata_keys, ps_pb2
-from varangian.protos.chunks import encode_chunk, encode_inline
 from varangian.protos.contract import Contract
 from varangian.protos.data_channel.connection import Transfer
 from varangian.protos.data_channel.encrypted_stream import PAYLOADS
 from varangian.protos.data_channel.tickets import DataTicket
-from varangian.protos.encoding import FLOAT32, Parts
 from varangian.protos.messages import CHUNK_BYTES, CHUNK_FLOOR
 from varangian.protos.network.chunk_size import ChunkSize
+from varangian.protos.payloads.chunks import encode_chunk, encode_inline
+from varangian.protos.payloads.encoding import FLOAT32, Parts
 from varangian.server.observability.traffic import Traffic
 from varangian.server.rounds.pulls import AnsweredPull, Pulls
 from varangian.server.training.parameters import Snapshot

@@ -20,10 +20,10 @@ from varangian.protos.contract import Contract, check_protocol, check_run
 from varangian.protos.data_channel.associated_data import AssociatedData
 from varangian.protos.data_channel.listener import DataListener
 from varangian.protos.data_channel.tickets import DataTicket
-from varangian.protos.encoding import WIRE, check_digest
 from varangian.protos.errors import Refused
 from varangian.protos.identity.certificate import PeerCertificate
 from varangian.protos.messages import JOIN_LIMIT, MESSAGE_LIMIT, PROTOCOL
+from varangian.protos.payloads.encoding import WIRE, check_digest
 from varangian.protos.refusals import Refusal
 from varangian.protos.text import escape
 from varangian.server.identity.presence import PRESENCE_CHECK_INTERVAL, Presence

@@ -10,12 +10,12 @@ import asyncio
 from collections.abc import Callable
 
 from varangian.protos import metadata_keys, ps_pb2
-from varangian.protos.chunks import push_payload
 from varangian.protos.data_channel.connection import TURN_BYTES
 from varangian.protos.data_channel.tickets import DataTicket
 from varangian.protos.errors import Refused
 from varangian.protos.messages import CHUNK_LIMIT, MANIFEST_LIMIT
 from varangian.protos.network.idle_timeout import IdleTimeout
+from varangian.protos.payloads.chunks import push_payload
 from varangian.protos.refusals import Refusal
 from varangian.server.limits.limits import Limits
 from varangian.server.limits.quotas import TokenBucket

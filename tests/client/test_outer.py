@@ -8,7 +8,7 @@ from torch import nn
 import varangian
 from varangian import ClientError
 from varangian.protos.contract import Terms
-from varangian.protos.encoding import put, take
+from varangian.protos.payloads.encoding import put, take
 from varangian.protos.refusals import Refusal
 
 X, Y = torch.arange(12.0).reshape(4, 3) / 12, torch.arange(8.0).reshape(4, 2) / 8

@@ -16,7 +16,7 @@ from varangian.aggregators.rules.krum import Krum
 from varangian.client import session
 from varangian.client.exchange import Declined
 from varangian.protos.contract import Terms
-from varangian.protos.encoding import Encoding, rounding_seed
+from varangian.protos.payloads.encoding import Encoding, rounding_seed
 from varangian.server.identity.tls import Security
 from varangian.server.limits.limits import Limits
 from varangian.worker.transport.client import Client

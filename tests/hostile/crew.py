@@ -12,10 +12,10 @@ import torch
 from tests.hostile.siege import settled
 
 from varangian.protos import ps_pb2
-from varangian.protos.chunks import encode_chunk
-from varangian.protos.encoding import encode_vector
 from varangian.protos.metadata_keys import CODE, READY, SESSION
 from varangian.protos.network.dial import open_aio_channel
+from varangian.protos.payloads.chunks import encode_chunk
+from varangian.protos.payloads.encoding import encode_vector
 from varangian.worker.loop import work
 from varangian.worker.transport.channel import Stub
 from varangian.worker.transport.client import Client

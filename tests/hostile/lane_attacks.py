@@ -13,9 +13,9 @@ import time
 from tests.hostile.http2 import HungUp
 from tests.hostile.rogue import BAD, BUSY, GOOD, Rogue, hung_up, received, reset, sent
 
-from varangian.protos.chunks import encode_chunk
 from varangian.protos.data_channel.connection import TICKET
-from varangian.protos.encoding import encode_vector, payload_digest
+from varangian.protos.payloads.chunks import encode_chunk
+from varangian.protos.payloads.encoding import encode_vector, payload_digest
 
 STRANGERS = 64
 """Connections without a ticket that the server puts up with."""

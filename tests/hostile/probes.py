@@ -4,10 +4,7 @@ import numpy as np
 from google.protobuf.message import DecodeError
 
 from varangian.protos import ps_pb2
-from varangian.protos.chunks import decode_chunk, encode_chunk
-from varangian.protos.encoding import payload_digest
 from varangian.protos.errors import Refused
-from varangian.protos.int8_blocks import block_bytes, decode_blocks
 from varangian.protos.layout import Layout
 from varangian.protos.messages import (
     FIELD_LIMIT,
@@ -16,7 +13,10 @@ from varangian.protos.messages import (
     decode_message,
     has_few_fields,
 )
-from varangian.protos.receiving import PayloadSink
+from varangian.protos.payloads.chunks import decode_chunk, encode_chunk
+from varangian.protos.payloads.encoding import payload_digest
+from varangian.protos.payloads.int8_blocks import block_bytes, decode_blocks
+from varangian.protos.payloads.receiving import PayloadSink
 
 OURS = Layout((("weight", (3, 2)), ("bias", (2,))))
 MESSAGES = (

@@ -14,11 +14,11 @@ from tests.hostile.http2 import HungUp
 from tests.protos.data_channel.book import Book, encrypted_size
 
 from varangian.protos import metadata_keys, ps_pb2
-from varangian.protos.chunks import encode_chunk
 from varangian.protos.data_channel.associated_data import AssociatedData
 from varangian.protos.data_channel.connection import TICKET
 from varangian.protos.data_channel.encrypted_stream import KEY
-from varangian.protos.encoding import encode_vector, payload_digest
+from varangian.protos.payloads.chunks import encode_chunk
+from varangian.protos.payloads.encoding import encode_vector, payload_digest
 
 GOOD, BAD = 1.5, 99.0
 """What a rogue pushes when it should count: between what honest workers push; and when it should not."""

@@ -34,11 +34,11 @@ from tests.hostile.http2 import (
 from tests.hostile.wire import Closed, Mark, Wire, block, literal
 
 from varangian.protos import metadata_keys, ps_pb2
-from varangian.protos.chunks import encode_chunk as chunk
 from varangian.protos.data_channel.connection import TICKET
-from varangian.protos.encoding import FLOAT32, WIRE, payload_digest
 from varangian.protos.layout import DIGEST_BYTES
 from varangian.protos.messages import MANIFEST_LIMIT, MESSAGE_LIMIT, PROTOCOL
+from varangian.protos.payloads.chunks import encode_chunk as chunk
+from varangian.protos.payloads.encoding import FLOAT32, WIRE, payload_digest
 
 STREAMS = 16
 """Calls at a time on each connection: as many as the server allows."""

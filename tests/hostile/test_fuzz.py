@@ -13,8 +13,8 @@ from tests.extent import examples, patience
 from tests.hostile import attacks, probes
 
 from varangian.protos import ps_pb2
-from varangian.protos.chunks import encode_chunk
 from varangian.protos.messages import encode_varint
+from varangian.protos.payloads.chunks import encode_chunk
 
 COUNT = int(os.environ.get("VARANGIAN_FUZZ", examples(300)))
 

@@ -11,7 +11,7 @@ from tests.hostile import lane_attacks
 from tests.hostile.rogue import GOOD, Rogue
 from tests.hostile.siege import TRAITOR, Honest, Siege, settled
 
-from varangian.protos.encoding import encode_vector
+from varangian.protos.payloads.encoding import encode_vector
 
 pytestmark = pytest.mark.slow
 

@@ -14,7 +14,7 @@ from tests.extent import patience
 from tests.hostile.crew import Crew, Renegade, code
 from tests.hostile.siege import Siege, settled
 
-from varangian.protos.chunks import encode_chunk
+from varangian.protos.payloads.chunks import encode_chunk
 from varangian.worker.transport.retry import Backoff
 
 pytestmark = pytest.mark.slow

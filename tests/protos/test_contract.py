@@ -11,10 +11,10 @@ from tests.refused import refused
 
 from varangian.protos import ps_pb2
 from varangian.protos.contract import Contract, Terms, check_dtype, check_exact, check_fragments
-from varangian.protos.encoding import WIRE
 from varangian.protos.errors import Refused
 from varangian.protos.layout import Layout
 from varangian.protos.messages import PROTOCOL
+from varangian.protos.payloads.encoding import WIRE
 from varangian.protos.refusals import Refusal
 
 LAYOUT = Layout((("weight", (5, 3)), ("bias", (3,))))

@@ -9,8 +9,8 @@ from hypothesis import strategies as st
 from tests.refused import refused
 
 from varangian.protos import ps_pb2
-from varangian.protos.chunks import encode_chunk
 from varangian.protos.messages import CHUNK_LIMIT, JOIN_LIMIT, MESSAGE_LIMIT, decode_message
+from varangian.protos.payloads.chunks import encode_chunk
 from varangian.protos.refusals import Refusal
 
 

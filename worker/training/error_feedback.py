@@ -9,7 +9,7 @@ from typing import Any, TypeAlias
 import torch
 from torch import Tensor
 
-from varangian.protos.encoding import FLOAT32, Dtype, Encoding, rounding_seed
+from varangian.protos.payloads.encoding import FLOAT32, Dtype, Encoding, rounding_seed
 from varangian.state_file import Tree
 
 Received: TypeAlias = Callable[[str, int, Tensor], Tensor]

@@ -10,7 +10,7 @@ from typing import Literal, Protocol
 
 from varangian.aggregators import Aggregator
 from varangian.aggregators.numeric.shares import WeightCap
-from varangian.protos.encoding import FLOAT32, Dtype
+from varangian.protos.payloads.encoding import FLOAT32, Dtype
 from varangian.worker.attacks import (
     Attack,
     LiveRule,

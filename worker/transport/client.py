@@ -29,7 +29,6 @@ from varangian.protos.contract import (
     check_round,
 )
 from varangian.protos.data_channel.connection import DataConnectionError
-from varangian.protos.encoding import Dtype, Encoding, rounding_seed, take
 from varangian.protos.errors import Refused
 from varangian.protos.layout import Layout, fragments_of
 from varangian.protos.messages import INLINE_LIMIT, MANIFEST_LIMIT, PROTOCOL, decode_message
@@ -37,6 +36,7 @@ from varangian.protos.metadata_keys import SESSION, TOKEN, TRACE_PARENT, WORKER
 from varangian.protos.network.chunk_size import ChunkSize
 from varangian.protos.network.grpc_options import LOOKAHEAD, SMALL_MODEL_LOOKAHEAD
 from varangian.protos.network.idle_timeout import idle_timeout
+from varangian.protos.payloads.encoding import Dtype, Encoding, rounding_seed, take
 from varangian.protos.refusals import Reaction, Refusal
 from varangian.protos.text import escape
 from varangian.structured_logs import event

@@ -12,15 +12,15 @@ import torch
 from torch import Tensor
 
 from varangian.protos import ps_pb2
-from varangian.protos.chunks import decode_chunk
 from varangian.protos.data_channel.associated_data import AssociatedData
 from varangian.protos.data_channel.connection import TURN_BYTES, DataConnection, DataConnectionError
-from varangian.protos.encoding import Parts, encode_vector
 from varangian.protos.errors import Refused
 from varangian.protos.messages import CHUNK_BYTES, CHUNK_FLOOR, MANIFEST_LIMIT, decode_message
 from varangian.protos.metadata_keys import READY
 from varangian.protos.network.idle_timeout import IdleTimeout
-from varangian.protos.receiving import PayloadSink
+from varangian.protos.payloads.chunks import decode_chunk
+from varangian.protos.payloads.encoding import Parts, encode_vector
+from varangian.protos.payloads.receiving import PayloadSink
 from varangian.protos.refusals import Refusal
 from varangian.worker.transport.data_channel import LeasedConnection, cancel_and_wait
 

@@ -17,18 +17,18 @@ from torch import Tensor
 
 from varangian.aggregators.kernels.ingress import store_numbers
 from varangian.protos import ps_pb2
-from varangian.protos.chunks import encode_chunk, encode_inline
 from varangian.protos.contract import Contract
 from varangian.protos.data_channel.associated_data import AssociatedData
 from varangian.protos.data_channel.connection import DataConnection, Transfer
 from varangian.protos.data_channel.encrypted_stream import PAYLOADS
-from varangian.protos.encoding import FLOAT32, Encoding, encode_vector, payload_digest
-from varangian.protos.int8_blocks import BLOCK as NUMBERS
-from varangian.protos.int8_blocks import encode_blocks
 from varangian.protos.messages import MANIFEST_LIMIT, decode_message
 from varangian.protos.metadata_keys import READY
 from varangian.protos.network.chunk_size import ChunkSize
 from varangian.protos.network.idle_timeout import IdleTimeout, idle_timeout
+from varangian.protos.payloads.chunks import encode_chunk, encode_inline
+from varangian.protos.payloads.encoding import FLOAT32, Encoding, encode_vector, payload_digest
+from varangian.protos.payloads.int8_blocks import BLOCK as NUMBERS
+from varangian.protos.payloads.int8_blocks import encode_blocks
 from varangian.worker.transport.data_channel import LeasedConnection
 
 BLOCK = 1 << 20

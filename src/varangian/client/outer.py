@@ -20,8 +20,8 @@ from varangian.client.model import ModelVector, unwrapped
 from varangian.client.outcome import Outcome
 from varangian.client.session import Given
 from varangian.client.worker import Worker
-from varangian.protos.encoding import put, take
 from varangian.protos.layout import fragments_of
+from varangian.protos.payloads.encoding import put, take
 from varangian.worker.training.flat import DivergedError, check_finite
 from varangian.worker.transport.client import ClientError
 from varangian.worker.transport.results import Finished

@@ -16,9 +16,9 @@ from math import inf
 from torch import Tensor
 
 from varangian.protos.contract import Terms
-from varangian.protos.encoding import Dtype
 from varangian.protos.layout import Layout
 from varangian.protos.network.grpc_log import install_log_filter
+from varangian.protos.payloads.encoding import Dtype
 from varangian.protos.refusals import Refusal
 from varangian.protos.shared_settings import SharedSettings
 from varangian.structured_logs import event

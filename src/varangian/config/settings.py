@@ -27,8 +27,8 @@ from varangian.config.errors import sections
 from varangian.config.fields import Group, many_of, of_fields, of_registry, of_settings
 from varangian.config.schema import DIALECT, JsonSchema, with_references
 from varangian.config.worker_names import default_names, read_names, read_weights
-from varangian.protos.encoding import FLOAT32, Dtype, RowDtype
 from varangian.protos.network.address import parse_listen_host
+from varangian.protos.payloads.encoding import FLOAT32, Dtype, RowDtype
 from varangian.registry import ConfigError, Problem, join
 from varangian.server.participation import DEFAULT, PARTICIPATION, Participation
 from varangian.server.protocol.state import Selection

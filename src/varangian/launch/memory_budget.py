@@ -10,10 +10,10 @@ from dataclasses import dataclass, replace
 from varangian.protos.data_channel.encrypted_stream import PAYLOADS
 from varangian.protos.data_channel.listener import THREADS, IdleLimits
 from varangian.protos.data_channel.transfer import BLOCK
-from varangian.protos.encoding import FLOAT32, TORCH, RowDtype
 from varangian.protos.messages import MESSAGE_LIMIT
 from varangian.protos.network.descriptors import connections
 from varangian.protos.network.grpc_options import inline_lookahead
+from varangian.protos.payloads.encoding import FLOAT32, TORCH, RowDtype
 from varangian.resources import available_memory, readable, resident_memory
 from varangian.server.limits.concurrency import most_readers
 from varangian.server.limits.limits import DEFAULT_LIMITS, Limits

@@ -47,9 +47,9 @@ from varangian.launch.result import Note, Outcome, RunError
 from varangian.own_classes import is_own, named
 from varangian.pki.signing import BundleSigner, can_sign
 from varangian.protos.contract import Terms
-from varangian.protos.encoding import TORCH, Encoding
 from varangian.protos.layout import Fragments, Layout, LayoutError, fragments_of
 from varangian.protos.network import descriptors
+from varangian.protos.payloads.encoding import TORCH, Encoding
 from varangian.registry import ConfigError, Problem
 from varangian.resources import available_memory, readable
 from varangian.server.identity.sessions import RECONNECT_GRACE, Sessions

@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from tests.extent import patience
 
-from varangian.protos.encoding import payload_digest
+from varangian.protos.payloads.encoding import payload_digest
 from varangian.protos.refusals import Refusal
 from varangian.server.observability.record import RoundRecord
 from varangian.server.protocol.machine import Machine

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from varangian import aggregators
 from varangian.aggregators import AggregationError, Aggregator, Gram, Krum
-from varangian.protos.encoding import payload_digest
+from varangian.protos.payloads.encoding import payload_digest
 from varangian.server.participation.sync import Everyone
 from varangian.server.protocol.events import Refusal
 from varangian.server.protocol.state import RunPolicy

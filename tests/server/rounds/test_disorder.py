@@ -14,7 +14,7 @@ from torch import Tensor
 
 from varangian.aggregators import Aggregator, Mean
 from varangian.aggregators.graphs import Exponential
-from varangian.protos.encoding import payload_digest
+from varangian.protos.payloads.encoding import payload_digest
 from varangian.server.participation.asap import NeighbourhoodSelection
 from varangian.server.participation.asynchronous import BufferSelection
 from varangian.server.participation.selection import LongestAbsent

@@ -14,7 +14,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from varangian.aggregators import Aggregator
 from varangian.aggregators.rules.trimmed_mean import TrimmedMean
-from varangian.protos.encoding import Encoding, payload_digest, rounding_seed
+from varangian.protos.payloads.encoding import Encoding, payload_digest, rounding_seed
 from varangian.protos.refusals import Refusal
 from varangian.server.participation.sync import Everyone
 from varangian.server.protocol.state import RunPolicy

@@ -14,7 +14,7 @@ from tests.server.rounds.kit import D, Driven
 
 from varangian.aggregators import Aggregate, Aggregator, Krum, Mean, Median, TrimmedMean
 from varangian.aggregators.graphs import Ring
-from varangian.protos.encoding import payload_digest
+from varangian.protos.payloads.encoding import payload_digest
 from varangian.protos.refusals import Refusal
 from varangian.server.participation.asap import NeighbourhoodSelection
 from varangian.server.participation.asynchronous import BufferSelection

@@ -15,7 +15,7 @@ from torch import Tensor
 from varangian.aggregators import aggregator_from
 from varangian.aggregators.kernels import accumulate, native
 from varangian.aggregators.streaming.stream import Stream, streams
-from varangian.protos.encoding import TORCH, Encoding, encode_vector, rounding_seed
+from varangian.protos.payloads.encoding import TORCH, Encoding, encode_vector, rounding_seed
 from varangian.server.participation.sync import Everyone
 from varangian.server.protocol.deadlines import AutoDeadline
 from varangian.server.protocol.events import Refusal

@@ -5,8 +5,8 @@ import torch
 
 from varangian.aggregators import NNM, Aggregator, Flag, Krum
 from varangian.aggregators.rules.median import Median
-from varangian.protos.encoding import put, take
 from varangian.protos.layout import Fragments, Layout
+from varangian.protos.payloads.encoding import put, take
 from varangian.server.protocol.events import Close
 from varangian.server.rows.fragments import Fragmented, _among
 from varangian.server.training.learner import Learner

@@ -8,7 +8,7 @@ import pytest
 import torch
 from tests.server.rows.test_slot import slot_of
 
-from varangian.protos.encoding import Encoding
+from varangian.protos.payloads.encoding import Encoding
 from varangian.server.rows.latest_store import NoRoom
 from varangian.server.rows.mapped import MappedPlan
 from varangian.server.rows.storage import LentRows, allocate_rows

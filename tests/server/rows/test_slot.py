@@ -13,7 +13,14 @@ from hypothesis import strategies as st
 from tests.extent import patience
 from torch import Tensor
 
-from varangian.protos.encoding import TORCH, Dtype, Encoding, RowDtype, encode_vector, payload_digest
+from varangian.protos.payloads.encoding import (
+    TORCH,
+    Dtype,
+    Encoding,
+    RowDtype,
+    encode_vector,
+    payload_digest,
+)
 from varangian.protos.refusals import Refusal
 from varangian.server.rows.slot import Overtaken, Slot, SlotListener
 

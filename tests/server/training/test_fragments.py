@@ -5,8 +5,8 @@ import torch
 
 from varangian.aggregators import Aggregator
 from varangian.aggregators.rules.mean import Mean
-from varangian.protos.encoding import put, take
 from varangian.protos.layout import Fragments, Layout, LayoutError
+from varangian.protos.payloads.encoding import put, take
 from varangian.server.training.learner import Learner
 from varangian.server.training.optimizers import OPTIMIZERS
 

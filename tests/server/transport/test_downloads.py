@@ -4,9 +4,9 @@ import weakref
 
 from varangian.protos import ps_pb2
 from varangian.protos.contract import Contract
-from varangian.protos.encoding import payload_digest
 from varangian.protos.layout import Layout
 from varangian.protos.messages import CHUNK_BYTES, CHUNK_FLOOR
+from varangian.protos.payloads.encoding import payload_digest
 from varangian.server.transport.downloads import SHARED, Broadcast
 
 CONTRACT = Contract("run-1", Layout((("weight", (3, CHUNK_BYTES // 8)),)))

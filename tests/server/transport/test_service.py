@@ -21,13 +21,13 @@ from tests.extent import examples, patience
 
 from varangian.aggregators import Aggregator, Krum
 from varangian.protos import ps_pb2
-from varangian.protos.chunks import encode_inline
 from varangian.protos.contract import Contract, Terms
-from varangian.protos.encoding import encode_vector, payload_digest
 from varangian.protos.layout import Layout
 from varangian.protos.messages import CHUNK_BYTES, MESSAGE_LIMIT, PROTOCOL
 from varangian.protos.network.dial import open_aio_channel, open_channel
 from varangian.protos.network.listen import PortInUse
+from varangian.protos.payloads.chunks import encode_inline
+from varangian.protos.payloads.encoding import encode_vector, payload_digest
 from varangian.protos.shared_settings import SharedSettings
 from varangian.server.app import serve
 from varangian.server.identity.sessions import Sessions

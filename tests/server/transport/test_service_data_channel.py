@@ -11,8 +11,8 @@ import torch
 from tests.server.transport.test_service import BIG, LIMITS, Raw, chunk, framed, refusal, usable, world
 
 from varangian.protos import ps_pb2
-from varangian.protos.encoding import encode_vector, payload_digest
 from varangian.protos.layout import Layout
+from varangian.protos.payloads.encoding import encode_vector, payload_digest
 
 SIZE = BIG.numel * 4
 VECTOR = torch.arange(BIG.numel, dtype=torch.float32)

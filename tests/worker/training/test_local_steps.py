@@ -8,7 +8,7 @@ from torch import nn
 from torch.nn.functional import cross_entropy
 
 from varangian.config.worker_names import default_names
-from varangian.protos.encoding import Encoding, rounding_seed
+from varangian.protos.payloads.encoding import Encoding, rounding_seed
 from varangian.worker.attacks import ATTACKS, SignFlip
 from varangian.worker.data import Synthetic
 from varangian.worker.data.batches import BatchSampler

@@ -11,9 +11,9 @@ from tests.chunks import cut_chunks
 
 from varangian.protos import ps_pb2
 from varangian.protos.contract import Contract
-from varangian.protos.encoding import encode_vector, payload_digest
 from varangian.protos.layout import Layout
 from varangian.protos.messages import PROTOCOL
+from varangian.protos.payloads.encoding import encode_vector, payload_digest
 from varangian.worker.transport.client import Client
 from varangian.worker.transport.retry import Backoff
 

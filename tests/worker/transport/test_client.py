@@ -29,9 +29,9 @@ from tests.worker.transport.script import (
 
 from varangian.protos import ps_pb2
 from varangian.protos.contract import Contract, Terms
-from varangian.protos.encoding import encode_vector, payload_digest
 from varangian.protos.layout import Layout
 from varangian.protos.messages import CHUNK_FLOOR, PROTOCOL
+from varangian.protos.payloads.encoding import encode_vector, payload_digest
 from varangian.worker.loop import work
 from varangian.worker.transport.channel import describe_server
 from varangian.worker.transport.client import Client, ClientError, Finished, Receipt

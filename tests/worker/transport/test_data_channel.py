@@ -17,9 +17,9 @@ from tests.worker.transport.script import AGAIN, BIG, LAYOUT, VECTOR, Script, jo
 from varangian.protos import ps_pb2
 from varangian.protos.contract import check_dtype
 from varangian.protos.data_channel.associated_data import AssociatedData
-from varangian.protos.encoding import Encoding, encode_vector, payload_digest, rounding_seed
 from varangian.protos.errors import Refused
 from varangian.protos.identity.bundle import Bundle, Role
+from varangian.protos.payloads.encoding import Encoding, encode_vector, payload_digest, rounding_seed
 from varangian.worker.transport import data_channel, data_connection
 from varangian.worker.transport.client import ClientError, Receipt
 

@@ -7,9 +7,9 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from varangian.protos.chunks import decode_chunk
-from varangian.protos.encoding import Encoding, payload_digest
 from varangian.protos.network.chunk_size import ChunkSize
+from varangian.protos.payloads.chunks import decode_chunk
+from varangian.protos.payloads.encoding import Encoding, payload_digest
 from varangian.worker.transport.upload import BLOCK, Outgoing, PieceMemory
 
 NUMEL = 5 * 256 + 33

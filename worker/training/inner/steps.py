@@ -15,8 +15,8 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor
 
-from varangian.protos.encoding import put, take
 from varangian.protos.layout import Fragments
+from varangian.protos.payloads.encoding import put, take
 from varangian.state_file import Tree
 from varangian.worker.training.flat import DIVERGED, DivergedError, check_finite
 

@@ -13,7 +13,7 @@ from varangian.aggregators.spec import parts_of
 from varangian.config.checks.weights import takers_hint
 from varangian.config.settings import RunConfig
 from varangian.files import user_path
-from varangian.protos.encoding import FLOAT32
+from varangian.protos.payloads.encoding import FLOAT32
 from varangian.registry import FIXES, NOTHING, Fix, Problem, fixes
 from varangian.worker.attacks import inner_attack, is_joint, on_vectors, remembers, sight_of
 

@@ -32,8 +32,8 @@ from varangian.launch.output.chain import beginning, digest
 from varangian.launch.output.saved_model import load_parameters
 from varangian.launch.result import RunError
 from varangian.pki.signing import Verifier, can_sign
-from varangian.protos.encoding import payload_digest
 from varangian.protos.identity.bundle import Role
+from varangian.protos.payloads.encoding import payload_digest
 from varangian.registry import ConfigError
 from varangian.state_file import StateFileError
 

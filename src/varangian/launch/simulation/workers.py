@@ -18,8 +18,8 @@ from varangian.config.build import task
 from varangian.launch.server_run import ServerRun, split_of
 from varangian.launch.simulation.virtual_clock import VirtualTime
 from varangian.plugins import InputError
-from varangian.protos.encoding import take
 from varangian.protos.network.thread_results import result_of
+from varangian.protos.payloads.encoding import take
 from varangian.server.rounds.coordinator import Coordinator
 from varangian.server.rounds.pulls import PendingPull
 from varangian.server.training.parameters import Snapshot

@@ -8,8 +8,8 @@ from torch import nn
 from torch.nn.functional import cross_entropy
 
 from varangian.config.worker_names import default_names
-from varangian.protos.encoding import put, take
 from varangian.protos.layout import Fragments
+from varangian.protos.payloads.encoding import put, take
 from varangian.server.training.optimizers import OPTIMIZERS
 from varangian.worker.attacks import SignFlip
 from varangian.worker.data import Synthetic

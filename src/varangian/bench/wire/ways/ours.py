@@ -19,10 +19,10 @@ from varangian.bench.wire.ways.base import Floats, Job, digests
 from varangian.bench.wire.ways.learners import Idle
 from varangian.bench.wire.ways.service import SECRET, Service, layout
 from varangian.config.worker_names import default_names
-from varangian.protos.encoding import FLOAT32, Dtype, Encoding, rounding_seed
 from varangian.protos.identity.bundle import Bundle
 from varangian.protos.layout import Layout
 from varangian.protos.network.malloc import keep_large_blocks
+from varangian.protos.payloads.encoding import FLOAT32, Dtype, Encoding, rounding_seed
 from varangian.server.identity.sessions import make_token
 from varangian.worker.transport.client import Client, Pulled
 from varangian.worker.transport.data_channel import DataChannel, LeasedConnection

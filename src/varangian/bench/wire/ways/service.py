@@ -11,9 +11,9 @@ from varangian.bench.wire.ways.background import Background
 from varangian.bench.wire.ways.learners import MANY
 from varangian.config.worker_names import default_names
 from varangian.pki.authority import Authority
-from varangian.protos.encoding import FLOAT32, Dtype
 from varangian.protos.identity.bundle import Role
 from varangian.protos.layout import Layout
+from varangian.protos.payloads.encoding import FLOAT32, Dtype
 from varangian.server.app import serve
 from varangian.server.identity.sessions import Sessions
 from varangian.server.identity.tls import Security

@@ -8,9 +8,9 @@ to its head once by the sender, and the receiver looks at it where it lies (`rec
 from __future__ import annotations
 
 from varangian.protos import ps_pb2
-from varangian.protos.encoding import check_digest
 from varangian.protos.errors import Refused
 from varangian.protos.messages import MANIFEST_LIMIT, decode_message, encode_varint, read_varint
+from varangian.protos.payloads.encoding import check_digest
 from varangian.protos.refusals import Refusal
 
 CHUNK, OFFSET, DATA = b"\x12", b"\x08", b"\x12"

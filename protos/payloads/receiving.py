@@ -12,8 +12,8 @@ from typing import TypeAlias
 
 import xxhash
 
-from varangian.protos.encoding import check_digest, payload_digest
 from varangian.protos.errors import Refused
+from varangian.protos.payloads.encoding import check_digest, payload_digest
 from varangian.protos.refusals import Refusal
 
 BLOCK = 1 << 18

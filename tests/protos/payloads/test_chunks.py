@@ -7,8 +7,8 @@ from hypothesis import strategies as st
 from tests.refused import refused
 
 from varangian.protos import ps_pb2
-from varangian.protos.chunks import decode_chunk, encode_chunk, push_payload
 from varangian.protos.errors import Refused
+from varangian.protos.payloads.chunks import decode_chunk, encode_chunk, push_payload
 from varangian.protos.refusals import Refusal
 
 OFFSETS = st.integers(0, 2**63 - 1) | st.integers(0, 300) | st.sampled_from([2**20, 2**32])

@@ -11,8 +11,14 @@ import xxhash
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from varangian.protos.encoding import rounding_seed
-from varangian.protos.int8_blocks import BLOCK, BLOCK_BYTES, block_bytes, decode_blocks, encode_blocks
+from varangian.protos.payloads.encoding import rounding_seed
+from varangian.protos.payloads.int8_blocks import (
+    BLOCK,
+    BLOCK_BYTES,
+    block_bytes,
+    decode_blocks,
+    encode_blocks,
+)
 
 LEAST = float(np.finfo(np.float32).tiny)
 LARGEST = float(np.finfo(np.float32).max)

@@ -18,8 +18,14 @@ from torch import Tensor
 
 from varangian.protos import ps_pb2
 from varangian.protos.errors import Refused
-from varangian.protos.int8_blocks import BLOCK, BLOCK_BYTES, block_bytes, decode_blocks, encode_blocks
 from varangian.protos.layout import DIGEST_BYTES
+from varangian.protos.payloads.int8_blocks import (
+    BLOCK,
+    BLOCK_BYTES,
+    block_bytes,
+    decode_blocks,
+    encode_blocks,
+)
 from varangian.protos.refusals import Refusal
 
 RowDtype: TypeAlias = Literal["float32", "bfloat16"]

@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from varangian.protos.encoding import WIRE, Encoding, encode_vector, payload_digest
+from varangian.protos.payloads.encoding import WIRE, Encoding, encode_vector, payload_digest
 
 
 @pytest.mark.parametrize(

@@ -11,11 +11,11 @@ from hypothesis import strategies as st
 from tests.chunks import cut_chunks
 from tests.refused import refused
 
-from varangian.protos.chunks import push_payload
-from varangian.protos.encoding import encode_vector, payload_digest
 from varangian.protos.errors import Refused
 from varangian.protos.messages import CHUNK_FLOOR
-from varangian.protos.receiving import BLOCK, PayloadSink
+from varangian.protos.payloads.chunks import push_payload
+from varangian.protos.payloads.encoding import encode_vector, payload_digest
+from varangian.protos.payloads.receiving import BLOCK, PayloadSink
 from varangian.protos.refusals import Refusal
 
 DIGEST = bytes(16)
