@@ -40,9 +40,9 @@ from varangian.worker.seeds import generator
 from varangian.worker.transport.attendance import Attendance
 from varangian.worker.transport.channel import Connection
 from varangian.worker.transport.client import Client, Receipt
-from varangian.worker.transport.data_channel import LeasedConnection, ShownTicket, cancel_and_wait
-from varangian.worker.transport.data_connection import OpenConnection
 from varangian.worker.transport.errors import FailedCall, is_cancelled
+from varangian.worker.transport.payloads.data_channel import LeasedConnection, ShownTicket, cancel_and_wait
+from varangian.worker.transport.payloads.data_connection import OpenConnection
 from varangian.worker.transport.retry import DEFAULT_BACKOFF, Backoff
 from varangian.worker.transport.tls import Proof
 

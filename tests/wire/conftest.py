@@ -9,7 +9,7 @@ from tests.wire.relay import FAR, NEAR
 from varangian.protos.data_channel.listener import DataListener, IdleLimits
 from varangian.protos.identity.bundle import Role
 from varangian.server import app
-from varangian.worker.transport import data_channel, data_connection
+from varangian.worker.transport.payloads import data_channel, data_connection
 
 
 @pytest.fixture

@@ -127,7 +127,7 @@ def dropping(port):
 async def test_a_lane_that_cannot_be_reached_is_named_once_and_done_without(wall, caplog, monkeypatch):
     """A firewall that lets only the port of gRPC through."""
     if wall is dropping:
-        monkeypatch.setattr("varangian.worker.transport.data_connection.PATIENCE", 0.2)
+        monkeypatch.setattr("varangian.worker.transport.payloads.data_connection.PATIENCE", 0.2)
     caplog.set_level(logging.INFO, "varangian.worker")
     run = Run(absent_after=ALWAYS)
     async with run.placed() as place, far(place, lane=None) as lines:
@@ -168,7 +168,7 @@ async def disturbed(*fates, rounds=1, server=None, **options):
     ],
 )
 async def test_a_lane_that_is_cut_costs_a_repetition(fate, monkeypatch):
-    monkeypatch.setattr("varangian.worker.transport.data_channel.REFUSAL_WAIT", 0.2)
+    monkeypatch.setattr("varangian.worker.transport.payloads.data_channel.REFUSAL_WAIT", 0.2)
     _, lines = await disturbed(fate)
     assert lines.lane.connections == 2
     assert lines.lane.up.moved >= SIZE
@@ -204,7 +204,7 @@ async def test_a_lane_that_swallows_everything_costs_a_silence(hasty, fate):
 )
 async def test_lines_that_break_anywhere_change_no_bit(monkeypatch, seed):
     """Relays that pass odd pieces on, and cut connections of both kinds wherever chance has it."""
-    monkeypatch.setattr("varangian.worker.transport.data_channel.REFUSAL_WAIT", 0.2)
+    monkeypatch.setattr("varangian.worker.transport.payloads.data_channel.REFUSAL_WAIT", 0.2)
     draw = random.Random(seed)
     monkeypatch.setattr("tests.wire.relay.AT_ONCE", draw.choice([997, 4099]))
     for kernels in (accumulate, native):
@@ -239,7 +239,7 @@ async def test_who_is_sent_back_because_another_lane_broke_keeps_its_own(monkeyp
     said = [
         record.getMessage()
         for record in caplog.records
-        if record.name == "varangian.worker.transport.data_channel"
+        if record.name == "varangian.worker.transport.payloads.data_channel"
     ]
     assert [FAR in line for line in said] == [True]
 
@@ -346,8 +346,8 @@ async def test_what_is_sealed_is_a_little_more_and_no_one_else_can_read_it(certi
 )
 async def test_no_key_has_a_nonce_twice_whatever_breaks(certified, monkeypatch, seed):
     """Also of payloads that are sent again, on lines that are cut, changed and opened anew."""
-    monkeypatch.setattr("varangian.worker.transport.data_channel.REFUSAL_WAIT", 0.2)
-    monkeypatch.setattr("varangian.worker.transport.data_channel.MOST_FAILURES", 100)
+    monkeypatch.setattr("varangian.worker.transport.payloads.data_channel.REFUSAL_WAIT", 0.2)
+    monkeypatch.setattr("varangian.worker.transport.payloads.data_channel.MOST_FAILURES", 100)
     used, cipher = [], streaming_aead._cipher
 
     class Recording:

@@ -18,7 +18,8 @@ from varangian.server.limits.limits import Limits
 from varangian.server.rounds.coordinator import Coordinator
 from varangian.server.transport import grpc_server
 from varangian.server.transport.refusals import Refusals
-from varangian.worker.transport import channel, data_connection
+from varangian.worker.transport import channel
+from varangian.worker.transport.payloads import data_connection
 from varangian.worker.transport.results import Finished
 
 FORGETFUL = 8.0

@@ -20,8 +20,8 @@ from varangian.protos.network.address import split_address
 from varangian.protos.network.dial import find_proxy, open_aio_channel
 from varangian.protos.network.grpc_options import KEEPALIVE, LOOKAHEAD, windows
 from varangian.structured_logs import event
-from varangian.worker.transport.data_channel import DataChannel, LeasedConnection
 from varangian.worker.transport.diagnosis import Diagnosis, diagnose
+from varangian.worker.transport.payloads.data_channel import DataChannel, LeasedConnection
 from varangian.worker.transport.tls import Proof, credentials, has_changed, watch_bundle
 
 log = logging.getLogger(__name__)

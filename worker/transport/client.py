@@ -42,12 +42,12 @@ from varangian.protos.text import escape
 from varangian.structured_logs import event
 from varangian.worker.transport.attendance import Attendance
 from varangian.worker.transport.channel import Connection
-from varangian.worker.transport.download import Incoming, message
 from varangian.worker.transport.errors import SENTENCE_LIMIT, FailedCall, is_cancelled
+from varangian.worker.transport.payloads.download import Incoming, message
+from varangian.worker.transport.payloads.upload import Outgoing, upload
 from varangian.worker.transport.results import Finished, Pulled, Receipt
 from varangian.worker.transport.retry import DEFAULT_BACKOFF, Backoff
 from varangian.worker.transport.tls import Proof
-from varangian.worker.transport.upload import Outgoing, upload
 
 __all__ = ["Client", "ClientError", "Finished", "Pulled", "Receipt"]
 

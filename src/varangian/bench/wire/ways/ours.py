@@ -25,7 +25,7 @@ from varangian.protos.network.malloc import keep_large_blocks
 from varangian.protos.payloads.encoding import FLOAT32, Dtype, Encoding, rounding_seed
 from varangian.server.identity.sessions import make_token
 from varangian.worker.transport.client import Client, Pulled
-from varangian.worker.transport.data_channel import DataChannel, LeasedConnection
+from varangian.worker.transport.payloads.data_channel import DataChannel, LeasedConnection
 from varangian.worker.transport.tls import Proof, load_worker_bundle
 
 Direction = Literal["push", "pull"]

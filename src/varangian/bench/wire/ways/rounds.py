@@ -19,7 +19,7 @@ from varangian.protos.data_channel.connection import DataConnection, Transfer
 from varangian.protos.layout import Layout
 from varangian.server.training.learner import Learner
 from varangian.server.training.optimizers import Sgd
-from varangian.worker.transport.data_channel import LeasedConnection
+from varangian.worker.transport.payloads.data_channel import LeasedConnection
 from varangian.worker.transport.tls import Proof
 
 PIECE = 256 << 10

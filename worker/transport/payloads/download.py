@@ -22,7 +22,7 @@ from varangian.protos.payloads.chunks import decode_chunk
 from varangian.protos.payloads.encoding import Parts, encode_vector
 from varangian.protos.payloads.receiving import PayloadSink
 from varangian.protos.refusals import Refusal
-from varangian.worker.transport.data_channel import LeasedConnection, cancel_and_wait
+from varangian.worker.transport.payloads.data_channel import LeasedConnection, cancel_and_wait
 
 
 class Incoming:

@@ -29,7 +29,7 @@ from varangian.protos.payloads.chunks import encode_chunk, encode_inline
 from varangian.protos.payloads.encoding import FLOAT32, Encoding, encode_vector, payload_digest
 from varangian.protos.payloads.int8_blocks import BLOCK as NUMBERS
 from varangian.protos.payloads.int8_blocks import encode_blocks
-from varangian.worker.transport.data_channel import LeasedConnection
+from varangian.worker.transport.payloads.data_channel import LeasedConnection
 
 BLOCK = 1 << 20
 """Bytes at once: few calls, and still in cache when they are sent."""

@@ -20,8 +20,8 @@ from varangian.protos.data_channel.associated_data import AssociatedData
 from varangian.protos.errors import Refused
 from varangian.protos.identity.bundle import Bundle, Role
 from varangian.protos.payloads.encoding import Encoding, encode_vector, payload_digest, rounding_seed
-from varangian.worker.transport import data_channel, data_connection
 from varangian.worker.transport.client import ClientError, Receipt
+from varangian.worker.transport.payloads import data_channel, data_connection
 
 STALE = refuse(grpc.StatusCode.FAILED_PRECONDITION, "STALE")
 LARGE = torch.arange(BIG.numel, dtype=torch.float32)
@@ -287,7 +287,7 @@ async def test_after_two_broken_lines_there_are_chunks_for_a_while(late, monkeyp
         await broken(writer, context)
         await asyncio.sleep(3600)
 
-    caplog.set_level("INFO", "varangian.worker.transport.data_channel")
+    caplog.set_level("INFO", "varangian.worker.transport.payloads.data_channel")
     wharf = Wharf()
     wharf.steps["Pull"] = [wharf.some(9, unaware if late else broken)] * 2 + [wharf.parameters]
     async with client_at(wharf) as client:
@@ -334,7 +334,7 @@ async def test_a_push_whose_line_broke_is_sent_again_with_its_digest_first(monke
 
 
 async def test_a_port_that_is_closed_is_tried_once_and_then_left_for_a_while(monkeypatch, caplog):
-    caplog.set_level("INFO", "varangian.worker.transport.data_channel")
+    caplog.set_level("INFO", "varangian.worker.transport.payloads.data_channel")
     wharf = Wharf()
     wharf.steps["Push"], wharf.steps["Pull"] = [wharf.counted], [wharf.parameters]
     async with client_at(wharf) as client:
@@ -646,7 +646,7 @@ async def test_a_model_of_another_transfer_is_not_taken(bundles, said, monkeypat
 async def test_where_payloads_cannot_be_sealed_they_travel_over_grpc(bundles, monkeypatch, caplog):
     monkeypatch.setattr(data_channel, "why_unavailable", lambda: "this is the reason")
 
-    caplog.set_level("INFO", "varangian.worker.transport.data_channel")
+    caplog.set_level("INFO", "varangian.worker.transport.payloads.data_channel")
     wharf = Sealing()
     wharf.steps["Push"] = [wharf.counted]
     async with client_at(wharf, **shown(bundles / "ours")) as client:

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from varangian.protos.network.chunk_size import ChunkSize
 from varangian.protos.payloads.chunks import decode_chunk
 from varangian.protos.payloads.encoding import Encoding, payload_digest
-from varangian.worker.transport.upload import BLOCK, Outgoing, PieceMemory
+from varangian.worker.transport.payloads.upload import BLOCK, Outgoing, PieceMemory
 
 NUMEL = 5 * 256 + 33
 ENCODINGS = [

@@ -25,8 +25,8 @@ from varangian.protos.network.address import split_address
 from varangian.protos.network.idle_timeout import IdleTimeout
 from varangian.protos.refusals import Blame, Refusal
 from varangian.structured_logs import event
-from varangian.worker.transport.data_connection import OpenConnection, open_connection
 from varangian.worker.transport.errors import FailedCall
+from varangian.worker.transport.payloads.data_connection import OpenConnection, open_connection
 
 log = logging.getLogger(__name__)
 
