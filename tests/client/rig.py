@@ -12,7 +12,7 @@ from torch import nn
 from varangian.aggregators import Aggregator
 from varangian.aggregators.rules.mean import Mean
 from varangian.client.connect import connect
-from varangian.client.model import ModelVector
+from varangian.client.training.model import ModelVector
 from varangian.protos.contract import Terms
 from varangian.protos.layout import Fragments
 from varangian.server.app import serve

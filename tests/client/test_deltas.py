@@ -11,7 +11,7 @@ from tests.extent import patience
 from tests.serving.own import net, pull_to_zero
 
 import varangian
-from varangian.client.memory import MomentumMemory
+from varangian.client.training.memory import MomentumMemory
 from varangian.protos.contract import Terms
 from varangian.protos.shared_settings import SharedSettings
 from varangian.worker.training.error_feedback import DeltaEncoder

@@ -11,7 +11,7 @@ import torch
 from torch import nn
 
 import varangian
-from varangian.client.model import ModelVector
+from varangian.client.training.model import ModelVector
 from varangian.launch.result import RunError
 from varangian.registry import ConfigError
 from varangian.worker.transport.client import ClientError

@@ -11,7 +11,7 @@ from torch import nn
 
 import varangian
 from varangian.cli.main import main
-from varangian.client.model import ModelVector
+from varangian.client.training.model import ModelVector
 from varangian.launch.result import RunError
 from varangian.worker.training.flat import flatten
 

@@ -15,9 +15,9 @@ from varangian.client.async_worker import AsyncWorker, Connecting
 from varangian.client.background import Background
 from varangian.client.credentials import credentials, path_of
 from varangian.client.exchange import Exchange, wait
-from varangian.client.memory import MomentumMemory
-from varangian.client.model import ModelVector
 from varangian.client.session import Session
+from varangian.client.training.memory import MomentumMemory
+from varangian.client.training.model import ModelVector
 from varangian.client.worker import Worker
 from varangian.protos.shared_settings import SharedSettings
 from varangian.structured_logs import event

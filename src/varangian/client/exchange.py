@@ -22,11 +22,11 @@ from typing import TYPE_CHECKING, Any, TypeVar
 from torch import Tensor
 
 from varangian.client.background import Background
-from varangian.client.memory import MomentumMemory
-from varangian.client.model import SHOWN, ModelVector
 from varangian.client.outcome import DECLINED, Outcome
-from varangian.client.scaling import Unscaling
 from varangian.client.session import NO_PUSH, RESTARTED, Given, Session
+from varangian.client.training.memory import MomentumMemory
+from varangian.client.training.model import SHOWN, ModelVector
+from varangian.client.training.scaling import Unscaling
 from varangian.protos.contract import Terms
 from varangian.protos.layout import Layout
 from varangian.protos.text import escape

@@ -16,9 +16,9 @@ from types import TracebackType
 from torch import Tensor, nn
 
 from varangian.client.exchange import Exchange, wait
-from varangian.client.model import ModelVector, unwrapped
 from varangian.client.outcome import Outcome
 from varangian.client.session import Given
+from varangian.client.training.model import ModelVector, unwrapped
 from varangian.client.worker import Worker
 from varangian.protos.layout import fragments_of
 from varangian.protos.payloads.encoding import put, take

@@ -17,7 +17,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _NormBase  # pyright: ignore[reportPrivateUsage]
 
-from varangian.client.model import ModelVector, plain_name, unwrapped
+from varangian.client.training.model import ModelVector, plain_name, unwrapped
 from varangian.plugins import InputError, guard
 from varangian.protos.layout import BUFFER, Layout
 from varangian.protos.shared_settings import SharedSettings

@@ -6,7 +6,7 @@ import pytest
 import torch
 from tests.client.rig import model, serving
 
-from varangian.client.memory import MomentumMemory
+from varangian.client.training.memory import MomentumMemory
 from varangian.protos.contract import Terms
 
 BETA = 0.5

@@ -6,7 +6,7 @@ from tests.client.rig import flat_gradient, model
 from torch import nn
 
 from varangian import ClientError
-from varangian.client.model import ModelVector
+from varangian.client.training.model import ModelVector
 
 X = torch.arange(12.0).reshape(4, 3) / 12
 
