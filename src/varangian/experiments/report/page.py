@@ -17,7 +17,6 @@ from pathlib import Path
 from varangian import __version__
 from varangian.cli.views.terminal import printable
 from varangian.experiments.ranks.read import Record
-from varangian.experiments.report import account, curves, heat_maps, timeline, worst_cases
 from varangian.experiments.report.rendering import (
     ASSETS,
     Cell,
@@ -27,6 +26,7 @@ from varangian.experiments.report.rendering import (
     markup,
     render,
 )
+from varangian.experiments.report.sections import account, curves, heat_maps, timeline, worst_cases
 from varangian.experiments.report.vega import javascript
 from varangian.experiments.results.filters import EVERYTHING, Filter
 from varangian.experiments.results.read import Results
