@@ -8,6 +8,7 @@ pytest.importorskip("matplotlib")
 
 from matplotlib.colors import to_rgb
 
+from varangian.experiments.results.analyses.trust import trust
 from varangian.experiments.results.figures import curves, heat_maps
 from varangian.experiments.results.figures import trust as timelines
 from varangian.experiments.results.figures.draw import draw
@@ -23,7 +24,6 @@ from varangian.experiments.results.figures.style import (
 from varangian.experiments.results.read import read_run, read_runs
 from varangian.experiments.results.run import ResultsError
 from varangian.experiments.results.study import Study
-from varangian.experiments.results.trust import trust
 
 
 @pytest.fixture(scope="module")

@@ -8,6 +8,7 @@ import pytest
 from rich.console import Console
 from tests.experiments.results.conftest import ATTACKS, RULES, learning, settings
 
+from varangian.experiments.results.analyses.trust import trust
 from varangian.experiments.results.read import read_run, read_runs
 from varangian.experiments.results.study import Study
 from varangian.experiments.results.tables import (
@@ -23,7 +24,6 @@ from varangian.experiments.results.tables import (
     trust_csv,
     worst_cases_csv,
 )
-from varangian.experiments.results.trust import trust
 
 
 @pytest.fixture(scope="module")

@@ -8,14 +8,14 @@ from dataclasses import dataclass
 from textwrap import shorten
 from typing import Any
 
+from varangian.experiments.results.analyses.curves import Curve, Matched, curves, curves_by_length, matched
+from varangian.experiments.results.analyses.heat_maps import HeatMap, heat_maps
+from varangian.experiments.results.analyses.worst_cases import WorstCases, worst_cases
 from varangian.experiments.results.cases import At, Better, Case, Gap, better_of
-from varangian.experiments.results.curves import Curve, Matched, curves, curves_by_length, matched
-from varangian.experiments.results.heat_maps import HeatMap, heat_maps
 from varangian.experiments.results.labels import ABSENT, NONE, Axis, axis_of, key_of, natural
 from varangian.experiments.results.members import ATTACK, COUNT, RULE, Member, headings, members_of
 from varangian.experiments.results.read import Results
 from varangian.experiments.results.run import ResultsError, Run, State
-from varangian.experiments.results.worst_cases import WorstCases, worst_cases
 
 FIRST = ("f", COUNT, "partition", "data", "model", "participation", "workers")
 """Settings that are looked at first: what goes with one of them is no heading of its own."""

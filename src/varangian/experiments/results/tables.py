@@ -13,17 +13,17 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from varangian.cli.views.terminal import align, printable
+from varangian.experiments.results.analyses.worst_cases import Cell, Row, WorstCases
 from varangian.experiments.results.cases import At, Case
 from varangian.experiments.results.labels import NONE
-from varangian.experiments.results.worst_cases import Cell, Row, WorstCases
 
 if TYPE_CHECKING:
     from rich.table import Table
 
-    from varangian.experiments.results.curves import Curve, Matched
-    from varangian.experiments.results.heat_maps import HeatMap
+    from varangian.experiments.results.analyses.curves import Curve, Matched
+    from varangian.experiments.results.analyses.heat_maps import HeatMap
+    from varangian.experiments.results.analyses.trust import Trust
     from varangian.experiments.results.study import Study
-    from varangian.experiments.results.trust import Trust
 
 WORST, CLEAN = "worst", "no attack"
 TEXT = 300

@@ -8,8 +8,8 @@ from dataclasses import dataclass
 
 from varangian.experiments.report import specs
 from varangian.experiments.report.rendering import NOTHING, Cell, Score, Section, Table, render, setting_of
+from varangian.experiments.results.analyses.curves import Curve, Matched
 from varangian.experiments.results.cases import better_of
-from varangian.experiments.results.curves import Curve, Matched
 from varangian.experiments.results.study import Study
 
 POINTS, ALL_POINTS = 120, 30_000

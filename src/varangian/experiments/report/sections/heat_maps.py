@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 
 from varangian.experiments.report.rendering import Cell, Score, Section, Table, render
-from varangian.experiments.results.heat_maps import HeatMap
+from varangian.experiments.results.analyses.heat_maps import HeatMap
 from varangian.experiments.results.study import Study
 
 SCORES = ("accuracy", "train_loss")

@@ -11,9 +11,9 @@ from itertools import groupby
 from varangian.cli.views.summary import bound_of_f
 from varangian.experiments.report import specs
 from varangian.experiments.report.rendering import NOTHING, Cell, Section, Table, render, setting_of
+from varangian.experiments.results.analyses.trust import Kind, Trust, trust
 from varangian.experiments.results.run import ResultsError, Run
 from varangian.experiments.results.study import Study
-from varangian.experiments.results.trust import Kind, Trust, trust
 
 COLUMNS = 120
 CELLS = 20_000

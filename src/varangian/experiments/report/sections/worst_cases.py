@@ -7,8 +7,8 @@ from dataclasses import dataclass
 
 from varangian.experiments.report.rendering import NOTHING, Score, Section, Table, render, shade
 from varangian.experiments.report.rendering import Cell as Value
+from varangian.experiments.results.analyses.worst_cases import Cell, Row, WorstCases
 from varangian.experiments.results.study import Study
-from varangian.experiments.results.worst_cases import Cell, Row, WorstCases
 
 WHEN = {"final": "at the end of the run", "best": "at its best evaluation"}
 EARLY = "\N{DAGGER}"

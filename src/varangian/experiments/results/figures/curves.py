@@ -12,7 +12,7 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.ticker import LogLocator, MaxNLocator, NullLocator
 
-from varangian.experiments.results.curves import Curve
+from varangian.experiments.results.analyses.curves import Curve
 from varangian.experiments.results.figures.style import COLUMN, DOUBLE, line_style, shown
 from varangian.experiments.results.labels import NONE
 from varangian.experiments.results.tables import is_share, score_text

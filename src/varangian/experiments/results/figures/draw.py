@@ -7,8 +7,9 @@ from pathlib import Path
 
 from matplotlib.figure import Figure
 
+from varangian.experiments.results.analyses.curves import Curve
+from varangian.experiments.results.analyses.trust import trust
 from varangian.experiments.results.cases import At
-from varangian.experiments.results.curves import Curve
 from varangian.experiments.results.figures import curves as curves_figure
 from varangian.experiments.results.figures import heat_maps as heat_map_figure
 from varangian.experiments.results.figures import trust as trust_figure
@@ -16,7 +17,6 @@ from varangian.experiments.results.figures.style import file_name, paper, write,
 from varangian.experiments.results.run import ResultsError, Run
 from varangian.experiments.results.study import Study
 from varangian.experiments.results.tables import curves_csv, heat_map_csv, tables, trust_csv
-from varangian.experiments.results.trust import trust
 
 LENGTH = "length of the steps so far"
 CURVES = {"accuracy": "test_accuracy_curve", "loss": "test_loss_curve", "train_loss": "loss_curve"}

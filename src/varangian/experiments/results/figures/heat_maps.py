@@ -10,9 +10,9 @@ from matplotlib import colormaps
 from matplotlib.colors import LogNorm, Normalize
 from matplotlib.figure import Figure
 
+from varangian.experiments.results.analyses.heat_maps import HeatMap
 from varangian.experiments.results.figures.curves import axis_name
 from varangian.experiments.results.figures.style import BLACK, COLUMN, DOUBLE, GREY, RAMP, WHITE, shown
-from varangian.experiments.results.heat_maps import HeatMap
 from varangian.experiments.results.tables import is_share, score_text
 
 SQUARE = 0.3

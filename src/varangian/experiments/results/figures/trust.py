@@ -9,8 +9,8 @@ from matplotlib.lines import Line2D
 from matplotlib.ticker import MaxNLocator
 
 from varangian.cli.views.figure import RED
+from varangian.experiments.results.analyses.trust import Trust
 from varangian.experiments.results.figures.style import DOUBLE, shown
-from varangian.experiments.results.trust import Trust
 
 SIGNS: dict[str, str] = {
     "dropped": "x",

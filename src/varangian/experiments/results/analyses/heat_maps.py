@@ -12,9 +12,9 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 
+from varangian.experiments.results.analyses.worst_cases import Row, WorstCases
 from varangian.experiments.results.cases import Better
 from varangian.experiments.results.labels import NONE, natural
-from varangian.experiments.results.worst_cases import Row, WorstCases
 
 COUNT = "byzantine.count"
 ACROSS = (COUNT, "f", "workers")

@@ -4,8 +4,8 @@ import numpy as np
 import pytest
 from tests.experiments.results.conftest import ATTACKS, record, settings
 
+from varangian.experiments.results.analyses.trust import trust
 from varangian.experiments.results.read import read_run
-from varangian.experiments.results.trust import trust
 
 NAMES = [f"w{i:02d}" for i in range(10)]
 
