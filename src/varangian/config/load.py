@@ -11,8 +11,8 @@ from pydantic import ValidationError
 
 from varangian.config.aggregator import Expanded, expand_shorthand
 from varangian.config.checks.all_checks import find_problems
+from varangian.config.checks.fixes import try_fixes
 from varangian.config.errors import problems_of
-from varangian.config.fixes import try_fixes
 from varangian.config.overrides import apply_overrides, from_command_line, from_environment
 from varangian.config.settings import RunConfig, groups
 from varangian.config.yaml_text import read
