@@ -91,7 +91,7 @@ from varangian.server.rows.storage import (
 from varangian.server.training.gate import HeldOutGate
 from varangian.server.training.learner import Aggregation, Learner
 from varangian.server.training.parameters import Snapshot, Version
-from varangian.weak_methods import weakly
+from varangian.server.weak_methods import weakly
 
 __all__ = ["Clock", "Coordinator", "Overtaken", "Slot", "Snapshot", "Status"]
 

@@ -28,7 +28,7 @@ from varangian.server.rounds.clock import Alarm, Clock
 from varangian.server.rows.slot import Slot, SlotListener
 from varangian.server.rows.storage import allocate_rows
 from varangian.server.training.learner import Aggregation, Learner
-from varangian.weak_methods import weakly
+from varangian.server.weak_methods import weakly
 
 InThread: TypeAlias = Callable[[Callable[[], None]], Awaitable[None]]
 

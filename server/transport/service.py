@@ -45,8 +45,8 @@ from varangian.server.transport.downloads import AGAIN, Downloads
 from varangian.server.transport.grpc_server import CallHandlers, Handler
 from varangian.server.transport.refusals import Refusals
 from varangian.server.transport.status_reply import StatusReplies
+from varangian.server.weak_methods import weakly
 from varangian.structured_logs import event
-from varangian.weak_methods import weakly
 
 if TYPE_CHECKING:
     from varangian.server.identity.tls import Security

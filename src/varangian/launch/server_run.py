@@ -66,10 +66,10 @@ from varangian.server.rows.mapped import MappedPlan
 from varangian.server.rows.source import RowSource
 from varangian.server.training.gate import HeldOutGate
 from varangian.server.training.learner import Learner
+from varangian.server.weak_methods import weakly
 from varangian.structured_logs import about
 from varangian.trackers import Followers, RunFacts, missing_packages
 from varangian.trackers.follower import END, END_AFTER_SIGNAL
-from varangian.weak_methods import weakly
 from varangian.worker.training.compute import VectorSource, WorkerCompute
 
 if TYPE_CHECKING:

@@ -2,7 +2,7 @@
 
 import weakref
 
-from varangian.weak_methods import weakly
+from varangian.server.weak_methods import weakly
 
 
 class Counter:
