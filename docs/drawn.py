@@ -42,7 +42,7 @@ WHAT = {
     "protos": "the wire format and its checks",
     "own_classes": "users' classes in the place of names",
     "plugins": "the boundary around users' code",
-    "telemetry": "OpenTelemetry of both ends",
+    "telemetry": "OpenTelemetry and heartbeat of both ends",
     "registry": "names to classes",
 }
 COLOURS = {"server": "side", "worker": "side", "aggregators": "core", "protos": "core"}

@@ -13,7 +13,6 @@ from typing import TYPE_CHECKING
 
 import grpc.aio
 
-from varangian.heartbeat import touch_heartbeat
 from varangian.protos.contract import Contract, Terms
 from varangian.protos.data_channel.encrypted_stream import why_unavailable
 from varangian.protos.data_channel.listener import DataListener
@@ -38,6 +37,7 @@ from varangian.server.transport.grpc_server import CallHandlers, bind, options
 from varangian.server.transport.refusals import Refusals
 from varangian.server.transport.service import Service
 from varangian.structured_logs import event
+from varangian.telemetry.heartbeat import touch_heartbeat
 
 if TYPE_CHECKING:
     from varangian.server.monitoring.monitoring import Monitoring

@@ -15,13 +15,13 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from varangian.heartbeat import touch_heartbeat
 from varangian.plugins import InputError
 from varangian.protos.network import descriptors
 from varangian.protos.network.grpc_log import install_log_filter
 from varangian.protos.network.malloc import keep_large_blocks
 from varangian.protos.network.thread_results import result_of
 from varangian.structured_logs import enter, event
+from varangian.telemetry.heartbeat import touch_heartbeat
 from varangian.worker.loop import NO_SPANS, work
 from varangian.worker.misbehaving import MisbehavingClient
 from varangian.worker.signals import SignalHandling

@@ -3,8 +3,8 @@
 import asyncio
 import gc
 
-from varangian.heartbeat import touch_heartbeat
 from varangian.server.process import frozen_garbage_collector
+from varangian.telemetry.heartbeat import touch_heartbeat
 
 
 class Ring:

@@ -1,1 +1,4 @@
-"""OpenTelemetry, as server and workers share it; of ours it imports the form of log lines."""
+"""What a server and a worker report in one way: traces by OpenTelemetry, and the heartbeat file.
+
+Of ours it imports the form of log lines.
+"""

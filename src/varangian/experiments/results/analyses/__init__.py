@@ -1,1 +1,1 @@
-"""Analyses, one file for each: curves over rounds, worst cases, heat maps of two settings, trust over time."""
+"""Analyses, one file for each: curves over rounds, worst cases, heat maps, and trust over time."""
