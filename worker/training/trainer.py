@@ -25,6 +25,7 @@ from varangian.worker.data.base import format_shape
 from varangian.worker.data.samples import Samples, count, map_tensors, shapes
 from varangian.worker.seeds import generator, globally_seeded
 from varangian.worker.training.buffers.vector import BufferMode, ModelBuffers
+from varangian.worker.training.device import MemoryFootprint
 from varangian.worker.training.flat import (
     ModelError,
     check_memory_apart,
@@ -34,7 +35,6 @@ from varangian.worker.training.flat import (
     layout_of,
     trainable,
 )
-from varangian.worker.training.footprint import MemoryFootprint
 from varangian.worker.training.losses import CrossEntropy, Loss, LossError, by_place, is_built_in_loss
 from varangian.worker.training.losses import name_of as name_of_loss
 from varangian.worker.training.metrics import (

@@ -5,7 +5,7 @@ from torch import nn
 
 from varangian.worker.data.synthetic import Synthetic
 from varangian.worker.training import trainer as module
-from varangian.worker.training.footprint import MemoryFootprint
+from varangian.worker.training.device import MemoryFootprint
 from varangian.worker.training.models import Mlp
 from varangian.worker.training.trainer import Objective, Trainer
 
