@@ -7,7 +7,8 @@ from typing import Protocol
 
 from torch import Tensor
 
-from varangian.aggregators.kernels import blocked, gpu, native, reference
+from varangian.aggregators.kernels import blocked, native, reference
+from varangian.aggregators.kernels.gpu import backend as gpu
 from varangian.aggregators.rows import Rows
 
 

@@ -18,13 +18,13 @@ from numpy.typing import NDArray
 
 from evidence.catalogue import ROOT, Table
 from evidence.costs import costs
+from varangian.experiments.results.analyses.curves import Matched
+from varangian.experiments.results.analyses.worst_cases import Cell, Row, WorstCases
 from varangian.experiments.results.cases import Case
-from varangian.experiments.results.curves import Matched
 from varangian.experiments.results.labels import NONE, text_of
 from varangian.experiments.results.read import Results, read_runs
 from varangian.experiments.results.run import Run
 from varangian.experiments.results.study import Study
-from varangian.experiments.results.worst_cases import Cell, Row, WorstCases
 
 DIGITS = 4
 """Decimals of a share: a hundredth of a point."""

@@ -25,10 +25,10 @@ from varangian.aggregators.kernels import (
     backend_for,
     blocked,
     centres,
-    gpu,
     native,
     reference,
 )
+from varangian.aggregators.kernels.gpu import backend as gpu
 from varangian.aggregators.numeric.order import Majority, Nearest, Order, Window
 from varangian.aggregators.numeric.weighted_order import WeightedMedian, WeightedWindow
 
@@ -91,7 +91,7 @@ def test_under_the_interpreter() -> None:
             str(here),
         ],
         env={**os.environ, "TRITON_INTERPRET": "1", "CUDA_VISIBLE_DEVICES": ""},
-        cwd=here.parents[3],
+        cwd=here.parents[4],
         capture_output=True,
         text=True,
         check=False,

@@ -22,8 +22,8 @@ from torch import Tensor
 from varangian.aggregators.kernels import blocked, centres
 from varangian.aggregators.kernels import reference as exact
 from varangian.aggregators.kernels.centres import Sums, about_reference
+from varangian.aggregators.kernels.gpu.pointer_table import Table
 from varangian.aggregators.kernels.native import KINDS, SLICE, NotFinite
-from varangian.aggregators.kernels.pointer_table import Table
 from varangian.aggregators.numeric.order import Majority, Nearest, Order, Window, network
 from varangian.aggregators.numeric.weighted_order import FEW, WeightedOrder
 from varangian.aggregators.rows import Rows
@@ -81,7 +81,7 @@ def missing() -> str | None:
 @cache
 def _tiles() -> Any:
     """The kernels, imported on first use: `varangian.aggregators` must not import triton."""
-    from varangian.aggregators.kernels import tiles
+    from varangian.aggregators.kernels.gpu import tiles
 
     return tiles
 
