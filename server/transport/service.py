@@ -235,6 +235,9 @@ class Service:
                 check_digest(request.have)
             pulls, patience = self._coordinator.pulls, self._limits.patience
             async with pulls.answered(worker, request.after, patience) as pull:
+                # While this waited, it may have been expelled: the answer must not be that it has left.
+                if (expelled := self._sessions.why_expelled(worker)) is not None:
+                    raise expelled
                 pull.have = request.have
                 return await answer(worker, pull, request.chunk_bytes, call)
 

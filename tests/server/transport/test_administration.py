@@ -75,7 +75,7 @@ class World:
 
     @contextlib.asynccontextmanager
     async def serving(self):
-        desk = Desk(self.run, self.coordinator, self.sessions)
+        desk = self.desk = Desk(self.run, self.coordinator, self.sessions)
         server = grpc.aio.server(options=options(5))
         service = Service(
             self.coordinator,
@@ -301,6 +301,18 @@ async def test_the_calls_of_a_worker_that_is_expelled_end_at_once(world):
     first, second = await world.recorded(2)
     assert first.pushes.keys() == {*WORKERS[:3]}
     assert (first.dropped, first.revoked, second.revoked) == ({}, ("w03",), ())
+
+
+@served
+async def test_a_pull_that_waits_is_refused_before_its_call_is_ended(world):
+    """Between a change and the end of the calls that it concerns, the worker does not hear that it has left."""
+    async with joined(world, *WORKERS) as clients:
+        waiting = asyncio.create_task(clients[3].pull(0))
+        await asyncio.sleep(0.1)
+        await world.desk.change("expel", "w03", None, "the operator alice")
+        await world.round(*clients[:3])
+        with pytest.raises(ClientError, match="expelled by the operator alice"):
+            await waiting
 
 
 @served
