@@ -2,6 +2,7 @@
 
 import asyncio
 import contextlib
+import io
 import shutil
 import socket
 import stat
@@ -14,9 +15,10 @@ import grpc.aio
 import pytest
 from tests.enrolling import enrolling
 from tests.extent import patience
+from tests.ports import free_port
 
 from varangian.cli.commands import join
-from varangian.cli.main import main
+from varangian.cli.main import INTERRUPTED, main
 from varangian.pki import x509
 from varangian.pki.authority import days_left
 from varangian.protos import ps_pb2
@@ -37,29 +39,47 @@ def cluster(authority):
     return authority
 
 
-@pytest.fixture
-def joining(capsys, monkeypatch, tmp_path):
+class Joining:
     """The command in a thread: the exit code, and what it has printed."""
-    monkeypatch.chdir(tmp_path)
-    over = threading.Event()
 
-    def sleep(seconds):
-        if over.wait(min(seconds, 0.05)):
+    def __init__(self):
+        self._printed, self._over = io.StringIO(), threading.Event()
+
+    async def __call__(self, address, token, *more):
+        self._over.clear()
+        words, self._printed = ["join", address, "--token", token, *more], io.StringIO()
+        with contextlib.redirect_stdout(self._printed), contextlib.redirect_stderr(self._printed):
+            try:
+                async with asyncio.timeout(patience(30)):
+                    code = await asyncio.to_thread(main, words)
+            except TimeoutError:
+                raise AssertionError(self._printed.getvalue()) from None
+            finally:
+                self.interrupt()
+        return code, self._printed.getvalue()
+
+    async def says(self, text):
+        """Until it has printed this."""
+        async with asyncio.timeout(patience(30)):
+            while text not in self._printed.getvalue():
+                await asyncio.sleep(0.01)
+
+    def interrupt(self):
+        """As by Ctrl-C while it waits."""
+        self._over.set()
+
+    def sleep(self, seconds):
+        if self._over.wait(min(seconds, 0.05)):
             raise KeyboardInterrupt
 
-    monkeypatch.setattr(join, "time", SimpleNamespace(monotonic=time.monotonic, sleep=sleep))
 
-    async def run(address, token, *more, seconds=10):
-        try:
-            async with asyncio.timeout(patience(seconds)):
-                code = await asyncio.to_thread(main, ["join", address, "--token", token, *more])
-        except TimeoutError:
-            over.set()
-            raise AssertionError("".join(capsys.readouterr())) from None
-        return code, "".join(capsys.readouterr())
-
-    yield run
-    over.set()
+@pytest.fixture
+def joining(monkeypatch, tmp_path):
+    monkeypatch.chdir(tmp_path)
+    made = Joining()
+    monkeypatch.setattr(join, "time", SimpleNamespace(monotonic=time.monotonic, sleep=made.sleep))
+    yield made
+    made.interrupt()
 
 
 async def admitted(enrolment, cluster, name="w15"):
@@ -132,8 +152,9 @@ async def test_a_command_that_was_killed_goes_on_with_its_key(joining, cluster, 
 
 
 async def test_a_server_that_is_restarted_between_request_and_approval(joining, cluster, tmp_path):
-    async with enrolling(cluster.path, tmp_path) as port:
-        number, token = int(port.address.rpartition(":")[2]), port.enrolment.invite("w15", "alice")
+    number = free_port()
+    async with enrolling(cluster.path, tmp_path, port=number) as port:
+        token = port.enrolment.invite("w15", "alice")
         asking = asyncio.create_task(joining(port.address, token))
         async with asyncio.timeout(patience(10)):
             while not port.enrolment.request_of("w15"):
@@ -189,14 +210,12 @@ async def test_somebody_on_the_way_is_not_shown_the_token(joining, cluster, bund
 
 
 async def test_a_server_that_does_not_answer_is_waited_for(joining, cluster, tmp_path):
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        number = free.getsockname()[1]
+    number = free_port()
     Path("run").mkdir()
     async with enrolling(cluster.path, Path("run")) as before:
         token = before.enrolment.invite("w15", "alice")
     asking = asyncio.create_task(joining(f"127.0.0.1:{number}", token))
-    await asyncio.sleep(0.1)
+    await joining.says("waiting for the server")
     async with enrolling(cluster.path, Path("run"), port=number) as port:
         await admitted(port.enrolment, cluster)
         code, said = await asking
@@ -218,8 +237,10 @@ async def test_the_port_of_workers_is_named_as_such(joining, cluster, tmp_path):
     address = bind(server, "127.0.0.1", 0, Security(cluster.path).credentials())
     await server.start()
     try:
-        with pytest.raises(AssertionError, match="is this the port of workers"):
-            await joining(address, EnrolmentToken.make("w15", b"").text, seconds=0.1)
+        asking = asyncio.create_task(joining(address, EnrolmentToken.make("w15", b"").text))
+        await joining.says("is this the port of workers")
+        joining.interrupt()
+        assert (await asking)[0] == INTERRUPTED
     finally:
         await server.stop(0)
 

@@ -3,6 +3,7 @@
 import pytest
 import torch
 from tests.client.rig import model, serving
+from tests.ports import free_port
 from torch import nn
 
 import varangian
@@ -201,9 +202,8 @@ def test_fragments_are_pushed_in_turn_and_the_loop_keeps_its_own_in_the_others()
 @pytest.mark.parametrize("fragments", [None, 2])
 def test_a_server_that_goes_back_gives_all_of_its_parameters(fragments):
     module = model()
-    split = {"fragments": fragments, "rounds": 9}
+    split = {"fragments": fragments, "rounds": 9, "port": free_port()}
     with serving(module, terms=Terms(every=2, keep=2), **split) as first:
-        port = int(first.address.rpartition(":")[2])
         worker = first.connect(module, momentum=0.0)
         outer = varangian.outer(module, worker, every=2)
         outer.__enter__()
@@ -212,7 +212,7 @@ def test_a_server_that_goes_back_gives_all_of_its_parameters(fragments):
             inner_step(module, inner)
             outer.step()
     resumed = Terms(epoch=1, resumed_at=2, every=2, keep=2)
-    with serving(module, terms=resumed, first=2, port=port, **split) as second, worker:
+    with serving(module, terms=resumed, first=2, **split) as second, worker:
         outcome = None
         while outcome is None:
             inner_step(module, inner)

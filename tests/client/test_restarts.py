@@ -4,11 +4,11 @@ import os
 import pathlib
 import re
 import signal
-import socket
 import subprocess
 import sys
 
 import pytest
+from tests.ports import free_port
 
 from varangian import load
 from varangian.server.identity.sessions import make_token
@@ -29,9 +29,7 @@ class Programs:
     """The programs of one run, in a folder."""
 
     def __init__(self, folder):
-        with socket.socket() as free:
-            free.bind(("127.0.0.1", 0))
-            self.port = free.getsockname()[1]
+        self.port = free_port()
         self.folder, self.running = folder, []
         folder.mkdir()
 

@@ -4,13 +4,13 @@ import json
 import os
 import pathlib
 import shlex
-import socket
 import subprocess
 import sys
 import time
 
 import pytest
 from tests.extent import patience
+from tests.ports import free_port
 
 pytestmark = pytest.mark.slow
 PATIENCE = patience(120)
@@ -22,8 +22,7 @@ SOURCE = pathlib.Path(__file__).parents[2] / "src"
 
 @pytest.fixture
 def port():
-    with socket.create_server(("127.0.0.1", 0)) as free:
-        return free.getsockname()[1]
+    return free_port()
 
 
 @pytest.fixture

@@ -1,7 +1,6 @@
 """A run on a real Slurm cluster that is stopped when its time is up: the digest is that of any other."""
 
 import json
-import socket
 import ssl
 import subprocess
 import sys
@@ -10,6 +9,7 @@ import urllib.request
 
 import pytest
 from tests.extent import patience
+from tests.ports import free_port
 
 from varangian.api import run
 from varangian.cli.main import main
@@ -36,8 +36,7 @@ def test_a_job_that_is_stopped_goes_on_and_ends_with_the_same_digest(slurm, tmp_
     program.chmod(0o755)
     monkeypatch.setenv("PATH", str(program.parent), prepend=":")
     folder = tmp_path / "deployment"
-    with socket.create_server(("127.0.0.1", 0)) as free:
-        port = free.getsockname()[1]
+    port = free_port()
     assert main(["deploy", "slurm", *SETTINGS, f"server.metrics_port={port}", "-o", str(folder)]) == 0
     monkeypatch.chdir(folder)
     job = said("sbatch", "--parsable", "job.sh")

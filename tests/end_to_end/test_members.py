@@ -7,6 +7,7 @@ import signal
 import pytest
 from tests.end_to_end.kit import PATIENCE, SMALL, Served, eventually
 from tests.history import Rules, check, of_record
+from tests.ports import free_port
 
 from varangian.protos.identity.bundle import Role
 
@@ -33,8 +34,9 @@ class Run:
 
     def __init__(self, started, cluster, folder, settings):
         self.started, self.cluster, self.folder, self.settings = started, cluster, folder, settings
-        self.serve("127.0.0.1:0")
-        self.address = self.server.address()
+        self.address = f"127.0.0.1:{free_port()}"
+        self.serve(self.address)
+        assert self.server.address() == self.address
 
     def serve(self, address, *options):
         command = ["server", *self.settings, "--certs", str(self.cluster / "server"), "--format", "json"]
@@ -116,7 +118,8 @@ def test_workers_join_and_leave_a_run_that_goes_on(started, cluster, tmp_path, p
 
 
 def test_a_new_worker_enrols_although_its_server_crashes_meanwhile(started, cluster, tmp_path):
-    run = Run(started, cluster, tmp_path, [*SETTINGS, "server.quorum=3", "server.enrol_port=0"])
+    settings = [*SETTINGS, "server.quorum=3", f"server.enrol_port={free_port()}"]
+    run = Run(started, cluster, tmp_path, settings)
     rest = run.worker("w00", "w01", "w02", "w03", "w04")
     enrols = re.compile(r"certificates at (127\.0\.0\.1:\d+)")
     assert eventually(lambda: enrols.search(run.server.said()))
@@ -129,7 +132,7 @@ def test_a_new_worker_enrols_although_its_server_crashes_meanwhile(started, clus
     assert eventually(lambda: run.pushed("w00"))
     run.server.process.kill()
     run.server.process.wait(PATIENCE)
-    run.serve(run.address, f"server.enrol_port={port.rpartition(':')[2]}", "--resume")
+    run.serve(run.address, "--resume")
     assert eventually(lambda: enrols.search(run.server.said())), run.server.said()
     assert "w09 waits for a certificate for the public key" in run.operator("list")
     said = run.operator("admit", "w09", "--authority", str(cluster))

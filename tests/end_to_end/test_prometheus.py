@@ -6,7 +6,6 @@ import pathlib
 import re
 import shutil
 import signal
-import socket
 import subprocess
 import sys
 import time
@@ -16,6 +15,7 @@ from urllib.request import urlopen
 import pytest
 import yaml
 from tests.extent import patience
+from tests.ports import free_port
 
 # tests/packaging/test_observe.py checks the files, and tests/server/observability/test_metrics.py the text.
 pytestmark = [pytest.mark.slow, pytest.mark.exhaustive]
@@ -34,12 +34,6 @@ SETTINGS = (
     "server.tls=true",
     "server.checkpoint.every=20",
 )
-
-
-def free_port():
-    with socket.socket() as found:
-        found.bind(("127.0.0.1", 0))
-        return found.getsockname()[1]
 
 
 @pytest.fixture

@@ -6,6 +6,7 @@ import time
 
 import pytest
 from tests.end_to_end.kit import PATIENCE, SMALL, Served
+from tests.ports import free_port
 
 from varangian.config import load
 from varangian.launch import run
@@ -111,8 +112,9 @@ def test_a_server_that_is_killed_anywhere_ends_with_the_same_digests(
     settings = [*SMALL, *PLAIN, f"participation={participation}"]
     expected = run(load(None, [*settings, "backend=simulate", f"output={tmp_path / 'straight'}"]))
     serve = ["server", *settings, "--format", "json"]
-    server = Served(started(*serve, "--bind", "127.0.0.1:0"))
-    address = server.address()
+    address = f"127.0.0.1:{free_port()}"
+    server = Served(started(*serve, "--bind", address))
+    assert server.address() == address
     workers = started("worker", *settings, "--server", address, *(f"--name=w0{i}" for i in range(5)))
     (folder,) = (tmp_path / "runs").iterdir()
     for _ in range(lines):

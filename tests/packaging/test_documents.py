@@ -20,12 +20,12 @@ import pathlib
 import re
 import shlex
 import shutil
-import socket
 import subprocess
 import sys
 import textwrap
 
 import pytest
+from tests.ports import free_port
 
 from varangian.aggregators import RULES
 from varangian.cli.arguments.main import parse
@@ -171,9 +171,7 @@ def test_the_make_target_exists(words, block):
 def test_the_commands_of_a_page_run(page, tmp_path):
     """As one script, in which the first command that fails ends it."""
     files(page, tmp_path)
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
+    port = free_port()
     programs = tmp_path / ".bin"
     programs.mkdir()
     for name, words in {"varangian": "-m varangian", "python": ""}.items():

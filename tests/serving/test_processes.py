@@ -11,6 +11,7 @@ import threading
 import pytest
 import torch
 from tests.extent import patience
+from tests.ports import free_port
 from tests.serving.own import net
 
 import varangian
@@ -45,7 +46,7 @@ def program(tmp_path):
     started = []
 
     class Program:
-        def __init__(self, rounds, address="127.0.0.1:0"):
+        def __init__(self, rounds, address):
             root = pathlib.Path(__file__).parents[2]
             (tmp_path / "serve.py").write_text(PROGRAM)
             self.process = subprocess.Popen(
@@ -113,8 +114,9 @@ def tokens():
 
 
 def test_a_program_that_is_killed_and_interrupted_goes_on_with_the_same_bits(program):
-    first = program(60)
-    address = first.read("at ").split()[1]
+    address = f"127.0.0.1:{free_port()}"
+    first = program(60, address)
+    first.read("at ")
     loops = Loops(address, tokens())
     loops.reach(12)
     first.process.send_signal(signal.SIGKILL)

@@ -4,11 +4,11 @@ Its argument is a file, which takes the place of /etc/hosts.
 """
 
 import asyncio
-import socket
 import subprocess
 import sys
 from pathlib import Path
 
+from tests.ports import free_port
 from tests.wire import kit
 from tests.wire.relay import NEAR
 
@@ -22,8 +22,7 @@ def name_is_at(hosts: Path, address: str) -> None:
 
 
 async def main(hosts: Path) -> None:
-    with socket.create_server((NEAR, 0)) as free:
-        port = free.getsockname()[1]
+    port = free_port()
     first = kit.Run(rounds=1000, returns=True)
     second = kit.Run(rounds=3, terms=Terms(epoch=1))
     name_is_at(hosts, NEAR)

@@ -7,6 +7,7 @@ import struct
 from math import inf
 
 import pytest
+from tests.ports import free_port
 from tests.wire.kit import Run, all_worked, until
 from tests.wire.relay import FAR, NEAR
 
@@ -27,8 +28,7 @@ FORGETFUL = 8.0
 
 
 async def test_workers_wait_for_a_server_that_is_started_again_and_join_its_run():
-    with socket.create_server((NEAR, 0)) as free:
-        port = free.getsockname()[1]
+    port = free_port()
     first, second = Run(rounds=1000, returns=True, run_id="run-1"), Run(rounds=2, run_id="run-2")
     async with first.served(port):
         workers = asyncio.create_task(all_worked(first, f"{NEAR}:{port}"))
@@ -43,8 +43,7 @@ async def test_workers_wait_for_a_server_that_is_started_again_and_join_its_run(
 
 
 async def test_a_push_to_a_server_that_stops_waits_for_the_next_one(monkeypatch):
-    with socket.create_server((NEAR, 0)) as free:
-        port = free.getsockname()[1]
+    port = free_port()
     first = Run(rounds=1000, returns=True)
     second = Run(rounds=1000, terms=Terms(epoch=1), limits=Limits(idle=20.0, grace=0.05))
     refused, counted = asyncio.Event(), Refusals.answer

@@ -7,6 +7,7 @@ import asyncio
 
 import pytest
 import torch
+from tests.ports import free_port
 from tests.wire.kit import LAYOUT, NAMES, Run, all_worked, far
 from tests.wire.relay import Fate, Relay, Way
 
@@ -40,10 +41,7 @@ async def test_a_run_from_join_to_the_end():
 
 
 async def test_a_worker_may_come_before_its_server():
-    run = Run(rounds=1)
-    async with run.served() as address:
-        port = int(address.rpartition(":")[2])
-    early = Run(rounds=1)
+    early, port = Run(rounds=1), free_port()
     workers = asyncio.create_task(all_worked(early, f"127.0.0.1:{port}"))
     await asyncio.sleep(0.05)
     async with early.served(port):

@@ -5,6 +5,7 @@ import logging
 import pytest
 import torch
 from tests.client.rig import model, serving
+from tests.ports import free_port
 
 from varangian.client.training.memory import MomentumMemory
 from varangian.protos.contract import Terms
@@ -58,8 +59,8 @@ def test_a_worker_that_starts_again_has_its_momentum_from_the_disk(tmp_path):
 @pytest.mark.parametrize("kept", [True, False])
 def test_after_a_restart_of_the_server_the_momentum_is_that_of_its_checkpoint(kept, tmp_path, caplog):
     module, state = model(), tmp_path if kept else None
-    with serving(module, terms=STARTED, rounds=9) as first:
-        port = int(first.address.rpartition(":")[2])
+    port = free_port()
+    with serving(module, terms=STARTED, rounds=9, port=port) as first:
         worker = first.connect(module, state=state)
         for value in (8, 16, 24, 32):
             pushed(worker, value)

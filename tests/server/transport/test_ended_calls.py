@@ -6,7 +6,7 @@ from types import SimpleNamespace
 import grpc
 import grpc.aio
 import pytest
-from tests.server.transport.test_service import BIG, framed, refusal, usable, world
+from tests.server.transport.test_service import BIG, refusal, usable, world
 
 from varangian.protos.errors import Refused
 from varangian.protos.network.dial import open_aio_channel
@@ -128,10 +128,9 @@ async def test_a_push_that_is_replaced_as_it_is_let_in_is_told_so(lane, monkeypa
     async with world(BIG) as this, this.raw() as raw:
         with monkeypatch.context() as patched:
             patched.setattr(service, "Call", lambda context: Call(AsItBegins(context, first)))
-            call = raw.calls["Push"](metadata=[*raw.identity, *lane])
-            await call.write(framed(raw.contract.manifest(0, b"")))
+            call = raw.begin(raw.contract.manifest(0, b""), metadata=lane)
             async with refusal(grpc.StatusCode[Refusal.REPLACED.status], Refusal.REPLACED.code):
-                await call
+                await call.end()
         await asyncio.gather(*tasks)
         assert this.coordinator.status().present == ()
         await usable(this)

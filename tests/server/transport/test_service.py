@@ -8,6 +8,7 @@ import socket
 import struct
 import time
 from dataclasses import dataclass, replace
+from queue import SimpleQueue
 from types import SimpleNamespace
 
 import grpc
@@ -114,18 +115,19 @@ class Raw:
         call = self.calls["Pull"](request.SerializeToString(), metadata=self.identity)
         return [ps_pb2.PullReply.FromString(data) async for data in call]
 
+    def begin(self, *parts, metadata=()):
+        """A push of these parts that goes on."""
+        return Upload(self._push, [*self.identity, *metadata], parts)
+
     async def send(self, *parts):
-        """A push, by threads: grpc.aio loses the answer to a call that ends while it is written to."""
-        requests = iter([part if isinstance(part, bytes) else framed(part) for part in parts])
-        call = self._push.future(requests, metadata=self.identity)
-        loop, over = asyncio.get_running_loop(), asyncio.Event()
-        call.add_done_callback(lambda _: loop.call_soon_threadsafe(over.set))
-        try:
-            await over.wait()
-        except asyncio.CancelledError:
-            call.cancel()
-            raise
-        return ps_pb2.PushReply.FromString(call.result())
+        """A push of these parts and no more."""
+        return await self.begin(*parts).reply()
+
+    async def pull_later(self, after):
+        """The answer to a pull once there is a later model, or the end of the run."""
+        while (parts := await self.pull(after))[0].HasField("again"):
+            pass
+        return parts
 
     async def pull_inline(self, after=-1):
         request = ps_pb2.PullRequest(run_id=self.contract.run_id, after=after).SerializeToString()
@@ -150,6 +152,50 @@ class Raw:
 
     async def status(self):
         return ps_pb2.StatusReply.FromString(await self.calls["Status"](b""))
+
+
+class Upload:
+    """A push bit by bit, by threads: grpc.aio loses the answer to a call that ends while one writes."""
+
+    def __init__(self, push, metadata, parts):
+        self._parts = SimpleQueue()
+        self.write(*parts)
+        self._call = push.future(iter(self._parts.get, None), metadata=metadata)
+        loop, self._over = asyncio.get_running_loop(), asyncio.Event()
+        self._call.add_done_callback(lambda _: self._ended(loop))
+
+    def write(self, *parts):
+        for part in parts:
+            self._parts.put(part if isinstance(part, bytes) else framed(part))
+
+    async def headers(self):
+        """What the answer begins with; nothing if there is only an end."""
+        return dict(await asyncio.to_thread(self._call.initial_metadata))
+
+    async def end(self):
+        """How the server ends it, without another part of it."""
+        try:
+            await self._over.wait()
+        except asyncio.CancelledError:
+            self._call.cancel()
+            raise
+        return ps_pb2.PushReply.FromString(self._call.result())
+
+    async def reply(self):
+        """The answer to all of it."""
+        self._parts.put(None)
+        return await self.end()
+
+    def done(self):
+        return self._call.done()
+
+    def cancel(self):
+        self._call.cancel()
+
+    def _ended(self, loop):
+        self._parts.put(None)  # for the thread that reads them
+        with contextlib.suppress(RuntimeError):  # a loop that is closed awaits nothing
+            loop.call_soon_threadsafe(self._over.set)
 
 
 FIELDS = {ps_pb2.Manifest: "manifest", ps_pb2.Chunk: "chunk", ps_pb2.Seal: "seal"}
@@ -257,8 +303,7 @@ async def usable(this):
     async with this.raw("w00") as a, this.raw("w01") as b, this.raw("w02") as c:
         vector = torch.ones(this.contract.layout.numel)
         await asyncio.gather(*(persistent(worker.push, before, vector) for worker in (a, b, c)))
-        while (await persistent(a.pull, before))[0].HasField("again"):
-            pass
+        await persistent(a.pull_later, before)
     assert this.coordinator.round == before + 1
     assert this.records[-1].missing == ()
 
@@ -272,8 +317,7 @@ async def test_a_round_with_three_workers():
         for worker in (a, b, c):
             reply = await worker.push(0, torch.full((8,), 2.0))
             assert (reply.round, reply.duplicate) == (0, False)
-        while (parts := await a.pull(0))[0].HasField("again"):
-            pass
+        parts = await a.pull_later(0)
         assert parts[0].manifest.round == 1
         assert parts[1].chunk.data == encode_vector(torch.full((8,), -2.0)).tobytes()
         assert parts[0].manifest.content_digest == payload_digest(parts[1].chunk.data)
@@ -303,8 +347,7 @@ async def test_a_push_is_told_the_weight_of_the_last_row_of_its_worker():
     async with world() as this, this.raw("w00") as a, this.raw("w01") as b, this.raw("w02") as c:
         first = [await worker.push(0, torch.ones(8) * k) for k, worker in enumerate((a, b, c))]
         assert not any(reply.HasField("weight") for reply in first)
-        while (await a.pull(0))[0].HasField("again"):
-            pass
+        await a.pull_later(0)
         told = [await worker.push(1, torch.ones(8)) for worker in (a, a, b, c)]
         assert [reply.duplicate for reply in told] == [False, True, False, False]
         weights = this.records[0].weights
@@ -369,7 +412,7 @@ async def test_a_vector_in_several_chunks():
         assert [len(part.chunk.data) for part in parts[1:]] == [CHUNK_BYTES, BIG.numel * 4 - CHUNK_BYTES]
         vector = torch.arange(BIG.numel, dtype=torch.float32)
         await asyncio.gather(*(worker.push(0, vector) for worker in (a, b, c)))
-        for (part,) in await asyncio.gather(*(worker.pull(0) for worker in (a, b, c))):
+        for (part,) in await asyncio.gather(*(worker.pull_later(0) for worker in (a, b, c))):
             assert part.finished.reason == "all 1 rounds are done"
         assert torch.equal(this.learner.parameters, -vector)
 
@@ -388,8 +431,7 @@ async def test_a_bfloat16_run_takes_half_the_bytes_and_gives_float32():
             await a.send(Contract("run-1", BIG).manifest(0, payload_digest(wide)))
         for raw in (a, b, c):
             await raw.push(0, vector)
-        while (parts := await a.pull(0))[0].HasField("again"):
-            pass
+        parts = await a.pull_later(0)
         assert parts[0].manifest.dtype == ps_pb2.DTYPE_FLOAT32
         pulled = b"".join(part.chunk.data for part in parts[1:])
         assert pulled == encode_vector(-vector.bfloat16().float()).tobytes()
@@ -411,8 +453,7 @@ async def test_an_int8_run_takes_a_quarter_of_the_bytes_and_gives_float32():
         for raw, cut in ((a, 1 << 20), (b, 99_999), (c, 260 * 1000 + 3)):
             manifest = contract.manifest(0, payload_digest(payload))
             await raw.send(manifest, *cut_chunks(memoryview(payload), cut))
-        while (parts := await a.pull(0))[0].HasField("again"):
-            pass
+        parts = await a.pull_later(0)
         assert parts[0].manifest.dtype == ps_pb2.DTYPE_FLOAT32
         pulled = b"".join(part.chunk.data for part in parts[1:])
         assert pulled == encode_vector(0.0 - contract.encoding.decode(payload)).tobytes()
@@ -850,12 +891,15 @@ async def test_a_push_for_a_round_that_is_over_says_which_one_is_open():
 async def test_a_message_over_the_limit_is_refused_by_the_transport():
     async with world() as this, this.raw() as raw:
         large = b"\x00" * (MESSAGE_LIMIT + 1)
-        for name, kind in RPCS.items():
+        for name in RPCS:
             if name == "Status":  # nobody reads what comes with it
                 continue
-            request = iter([large]) if kind.startswith("stream") else large
             async with refusal(grpc.StatusCode.RESOURCE_EXHAUSTED, None, "larger than max"):
-                await ended(raw.calls[name](request, metadata=raw.identity))
+                await (
+                    raw.send(large)
+                    if name == "Push"
+                    else ended(raw.calls[name](large, metadata=raw.identity))
+                )
         await usable(this)
 
 
@@ -880,10 +924,13 @@ async def test_a_compressed_message_is_refused():
 async def test_garbage_never_stops_the_server(garbage):
     async with world(limits=replace(LIMITS, joins=100)) as this, this.raw() as raw:
         for data in garbage:
-            for name, kind in RPCS.items():
-                request = iter([data]) if kind.startswith("stream") else data
+            for name in RPCS:
                 with contextlib.suppress(grpc.RpcError):
-                    await ended(raw.calls[name](request, metadata=raw.identity))
+                    await (
+                        raw.send(data)
+                        if name == "Push"
+                        else ended(raw.calls[name](data, metadata=raw.identity))
+                    )
         assert (await raw.status()).round == 0
         await usable(this)
 
@@ -891,17 +938,14 @@ async def test_garbage_never_stops_the_server(garbage):
 async def test_a_stalled_upload_is_given_up_and_leaves_nothing_behind():
     async with world(limits=replace(LIMITS, idle=0.05)) as this, this.raw() as raw:
         async with refusal(grpc.StatusCode.DEADLINE_EXCEEDED, "IDLE"):
-            call = raw.calls["Push"](metadata=raw.identity)
-            await call.write(framed(manifest()))
-            await call
+            await raw.begin(manifest()).end()
         assert this.coordinator.status().present == ()
         await usable(this)
 
 
 async def test_an_upload_whose_sender_dies_leaves_nothing_behind():
     async with world() as this, this.raw() as raw:
-        call = raw.calls["Push"](metadata=raw.identity)
-        await call.write(framed(manifest()))
+        call = raw.begin(manifest())
         while this.coordinator.status().present != ("w00",):
             await asyncio.sleep(0.005)
         call.cancel()
@@ -917,10 +961,8 @@ async def test_more_stalled_uploads_than_seats_do_not_keep_others_from_pushing()
         this.raw("w01") as slow,
         this.raw("w02") as honest,
     ):
-        begun = [raw.calls["Push"](metadata=raw.identity) for raw in (stalled, slow)]
         opening = this.contract.manifest(0, b"\x00" * 16)
-        for call in begun:
-            await call.write(framed(opening))
+        begun = [raw.begin(opening) for raw in (stalled, slow)]
         while len(this.coordinator.status().present) < 2:
             await asyncio.sleep(0.005)
         assert not (await honest.push(0, torch.zeros(BIG.numel))).duplicate
@@ -933,8 +975,7 @@ async def test_more_stalled_uploads_than_seats_do_not_keep_others_from_pushing()
 async def test_a_worker_has_so_many_streams_and_no_more():
     limits = replace(LIMITS, streams=1)
     async with world(limits=limits) as this, this.raw() as raw, this.raw("w01") as other:
-        begun = raw.calls["Push"](metadata=raw.identity)
-        await begun.write(framed(manifest()))
+        begun = raw.begin(manifest())
         while this.coordinator.status().present != ("w00",):
             await asyncio.sleep(0.005)
         for call in (raw.push(0, torch.zeros(8)), raw.pull()):
@@ -963,16 +1004,15 @@ async def test_an_upload_ends_when_its_round_does():
         this.raw("w02") as b,
     ):
         data = encode_vector(torch.ones(BIG.numel))
-        call = late.calls["Push"](metadata=late.identity)
-        await call.write(framed(this.contract.manifest(0, payload_digest(data))))
+        call = late.begin(this.contract.manifest(0, payload_digest(data)))
         while "w00" not in this.coordinator.status().present:
             await asyncio.sleep(0.005)
         await asyncio.gather(*(raw.push(0, torch.zeros(BIG.numel)) for raw in (a, b)))
         while this.coordinator.round == 0:
             await asyncio.sleep(0.005)
         async with refusal(FAILED, "STALE"):
-            await call.write(next(cut_chunks(data)))
-            await call
+            call.write(next(cut_chunks(data)))
+            await call.end()
         assert "w00" not in this.coordinator.status().present
 
 
@@ -987,8 +1027,7 @@ async def test_a_pull_ends_when_its_round_does():
         pull = slow.calls["Pull"](request, metadata=slow.identity)
         parts = aiter(pull)
         assert ps_pb2.PullReply.FromString(await anext(parts)).manifest.round == 0
-        upload = other.calls["Push"](metadata=other.identity)
-        await upload.write(framed(this.contract.manifest(0, bytes(16))))
+        upload = other.begin(this.contract.manifest(0, bytes(16)))
         while this.coordinator.round == 0:
             await asyncio.sleep(0.01)
         *chunks, last = [ps_pb2.PullReply.FromString(data) async for data in parts]
@@ -1043,7 +1082,7 @@ async def test_everyone_who_joined_hears_of_the_end():
         for raw in (a, b, c):
             await raw.push(0, torch.zeros(8))
         for raw in (a, b):
-            (part,) = await raw.pull(0)
+            (part,) = await raw.pull_later(0)
             assert part.finished.reason == "all 1 rounds are done"
         assert not this.ended.done()
         await c.pull(0)

@@ -52,9 +52,9 @@ async def test_pushes_and_declined_rounds_hear_what_pulls_hear(options, expected
         push, ready = await worker.pushing()
         assert ready is None
         async with refusal(status, expected.code):
-            await push
+            await push.end()
         async with refusal(status, expected.code):
-            await upload
+            await upload.end()
         async with refusal(status, expected.code):
             await worker.raw.decline(0, "nothing to send")
         if expected is Refusal.STOPPING:

@@ -94,7 +94,11 @@ class Script:
 
 
 def refuse(status, code=None, sentence="because", round=5):
+    """A refusal. Of a push its manifest is read before: grpc.aio loses an answer that crosses with it."""
+
     async def step(request, context):
+        if hasattr(request, "__anext__"):
+            await anext(request)
         trailing = (("varangian-code", code), ("varangian-round", str(round))) if code else ()
         await context.abort(status, sentence, trailing)
 

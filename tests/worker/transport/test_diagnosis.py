@@ -9,6 +9,7 @@ from datetime import timedelta
 import grpc
 import pytest
 from tests.exhausted import no_descriptors
+from tests.ports import free_port
 
 from varangian.pki import x509
 from varangian.protos.identity.bundle import Bundle, Role
@@ -113,8 +114,7 @@ async def test_a_server_under_a_name_that_is_not_on_its_certificate(listening, s
 
 
 def test_a_port_where_nothing_listens(bundles):
-    with socket.create_server(("127.0.0.1", 0)) as free:
-        address = f"127.0.0.1:{free.getsockname()[1]}"
+    address = f"127.0.0.1:{free_port()}"
     for shown in (None, bundle(bundles, "ours/w00")):
         found = diagnose(address, shown)
         assert found.sentence.startswith(f"Nothing listens at {address}. ")
