@@ -130,16 +130,21 @@ def test_mixed_precision_is_the_inner_loops_own():
 def test_a_model_that_has_diverged_declines_and_goes_on_from_the_servers_parameters():
     module = model()
     with (
-        serving(module, quorum=1, shortfall="skip", deadline=0.5) as rig,
+        serving(module, "w00", "w01", quorum=1) as rig,
         rig.connect(module) as worker,
+        rig.connect(model(), "w01") as other,
         varangian.outer(module, worker, every=1) as outer,
     ):
+        assert other.pull()
+        assert other.push(torch.zeros(other.layout.numel))
         next(module.parameters()).data.fill_(float("nan"))
         outcome = outer.step()
         assert (outcome.accepted, outcome.code) == (False, "DECLINED")
         assert "after 1 inner steps are not finite" in outcome.reason
         assert outer.running
         assert torch.equal(flat(module), rig.learner.parameters)
+        assert other.pull()
+        assert other.push(torch.zeros(other.layout.numel))
         assert outer.step()
 
 

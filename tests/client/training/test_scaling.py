@@ -41,8 +41,12 @@ def test_gradients_are_sent_without_their_scale_and_the_scale_grows_after_an_upd
 
 
 def test_an_overflow_is_declined_and_lowers_the_scale():
-    module, scale = model(), scaler()
-    with serving(module, quorum=1, deadline=0.05, shortfall="skip") as rig, rig.connect(module) as worker:
+    module, scale, others = model(), scaler(), model()
+    with (
+        serving(module, "w00", "w01", quorum=1, rounds=2) as rig,
+        rig.connect(module) as worker,
+        rig.connect(others, "w01") as other,
+    ):
         worker.pull()
         scale.scale(loss_of(module) * 3e38).backward()
         outcome = worker.push(scaler=scale)
@@ -50,14 +54,22 @@ def test_an_overflow_is_declined_and_lowers_the_scale():
         assert (outcome.accepted, outcome.code) == (False, "DECLINED")
         assert outcome.reason.startswith("The gradients have NaN or infinity: they overflowed")
         assert scale.get_scale() == 512.0
+        pulled_and_pushed(other, others)
         worker.pull()
         scale.scale(loss_of(module)).backward()
         assert worker.push(scaler=scale)
         scale.update()
         assert scale.get_scale() == 1024.0
-        worker.pull()
+        pulled_and_pushed(other, others)
+        assert not worker.pull()
     assert rig.records[0].declined == {"w00": outcome.reason}
-    assert list(rig.rows) == [1]
+    assert [[*rows] for rows in rig.rows.values()] == [["w01"], ["w00", "w01"]]
+
+
+def pulled_and_pushed(worker, module):
+    assert worker.pull()
+    loss_of(module).backward()
+    assert worker.push()
 
 
 @pytest.mark.parametrize(
