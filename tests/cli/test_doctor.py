@@ -15,6 +15,7 @@ from unittest import mock
 
 import pytest
 from tests.cli.kit import answering
+from tests.ports import free_port
 
 from varangian import __version__
 from varangian.aggregators.kernels import library
@@ -686,8 +687,9 @@ def proxies(host, through=None):
 def test_a_proxy_that_does_not_answer(monkeypatch):
     for name in ("no_proxy", "no_grpc_proxy"):
         monkeypatch.delenv(name, raising=False)
-    with socket.create_server(("127.0.0.1", 0)) as listener:
-        proxy = f"http://alice:secret@127.0.0.1:{listener.getsockname()[1]}"
+    port = free_port()
+    proxy = f"http://alice:secret@127.0.0.1:{port}"
+    with socket.create_server(("127.0.0.1", port)):
         (found,) = proxies("ps.example", proxy)
         assert found.passed
         assert "secret" not in found.sentence

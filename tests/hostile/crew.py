@@ -6,18 +6,18 @@ import secrets
 import threading
 from functools import partial
 
-import grpc
 import grpc.aio
 import torch
 from tests.hostile.siege import settled
+from tests.uploading import Upload
 
 from varangian.protos import ps_pb2
 from varangian.protos.metadata_keys import CODE, READY, SESSION
-from varangian.protos.network.dial import open_aio_channel
+from varangian.protos.network.dial import open_aio_channel, open_channel
 from varangian.protos.payloads.chunks import encode_chunk
 from varangian.protos.payloads.encoding import encode_vector
 from varangian.worker.loop import work
-from varangian.worker.transport.channel import Stub
+from varangian.worker.transport.channel import SERVICE, Stub
 from varangian.worker.transport.client import Client
 
 THINKING = 0.02
@@ -102,12 +102,13 @@ class Renegade(Client):
     """A worker of the run, with a token of its own, that keeps to no order."""
 
     async def __aenter__(self):
-        self.channel = open_aio_channel(self.address)
+        self.channel, self.streams = open_aio_channel(self.address), open_channel(self.address)
         self.calls = Stub(self.channel)
         return await super().__aenter__()
 
     async def __aexit__(self, *error):
         await self.channel.close()
+        self.streams.close()
         await super().__aexit__(*error)
 
     def another(self):
@@ -122,26 +123,25 @@ class Renegade(Client):
 
     async def manifest(self, round, digest=bytes(16)):
         """A push that begins; whether the server is ready for what comes."""
-        call = self.calls.push(metadata=self._identity)
-        manifest = self._contract.manifest(round, digest)
-        await call.write(ps_pb2.PushRequest(manifest=manifest).SerializeToString())
-        return call, READY in await call.initial_metadata()
+        manifest = ps_pb2.PushRequest(manifest=self._contract.manifest(round, digest))
+        method = self.streams.stream_unary(f"/{SERVICE}/Push")
+        call = Upload(method, self._identity, manifest.SerializeToString())
+        return call, READY in await call.headers()
 
     async def half(self, round):
         """Half of a vector, and no more for now."""
         call, ready = await self.manifest(round)
         if ready:
             half = self._contract.layout.numel * 2
-            await call.write(encode_chunk(0, encode_vector(torch.ones(half // 4))))
+            call.write(encode_chunk(0, encode_vector(torch.ones(half // 4))))
         return call, ready
 
 
 async def code(call):
     """What the server has to say of a call when it ends it; nothing of a pull that may be asked again."""
+    if isinstance(call, Upload):
+        return (await call.trailers()).get(CODE, "")
     with contextlib.suppress(grpc.aio.AioRpcError):
-        if isinstance(call, grpc.aio.StreamUnaryCall):
-            await call
-        else:
-            async for _ in call:
-                pass
+        async for _ in call:
+            pass
     return dict(await call.trailing_metadata() or ()).get(CODE, "")

@@ -226,7 +226,8 @@ class TestGrace:
             await run.round()
             await run.push("w00", 1.0)
             run.stop.set()
-            await asyncio.sleep(0.01)
+            while time.now + 5.0 not in [timer.at for timer in time.waiting()]:
+                await asyncio.sleep(0.001)
             time.advance(4.9)
             await asyncio.sleep(0.01)
             assert not run.task.done()
@@ -240,7 +241,8 @@ class TestGrace:
             await run.round()
             await run.push("w00", 1.0)
             run.stop.set()
-            await asyncio.sleep(0.01)
+            while time.now + 5.0 not in [timer.at for timer in time.waiting()]:
+                await asyncio.sleep(0.001)
             for name in NAMES[1:]:
                 assert not run.task.done()
                 run.coordinator.absent(name)

@@ -8,7 +8,6 @@ import socket
 import struct
 import time
 from dataclasses import dataclass, replace
-from queue import SimpleQueue
 from types import SimpleNamespace
 
 import grpc
@@ -19,6 +18,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from tests.chunks import cut_chunks
 from tests.extent import examples, patience
+from tests.uploading import Upload
 
 from varangian.aggregators import Aggregator, Krum
 from varangian.protos import ps_pb2
@@ -117,11 +117,11 @@ class Raw:
 
     def begin(self, *parts, metadata=()):
         """A push of these parts that goes on."""
-        return Upload(self._push, [*self.identity, *metadata], parts)
+        return Upload(self._push, [*self.identity, *metadata], *parts, message=as_bytes)
 
     async def send(self, *parts):
         """A push of these parts and no more."""
-        return await self.begin(*parts).reply()
+        return ps_pb2.PushReply.FromString(await self.begin(*parts).reply())
 
     async def pull_later(self, after):
         """The answer to a pull once there is a later model, or the end of the run."""
@@ -154,56 +154,16 @@ class Raw:
         return ps_pb2.StatusReply.FromString(await self.calls["Status"](b""))
 
 
-class Upload:
-    """A push bit by bit, by threads: grpc.aio loses the answer to a call that ends while one writes."""
-
-    def __init__(self, push, metadata, parts):
-        self._parts = SimpleQueue()
-        self.write(*parts)
-        self._call = push.future(iter(self._parts.get, None), metadata=metadata)
-        loop, self._over = asyncio.get_running_loop(), asyncio.Event()
-        self._call.add_done_callback(lambda _: self._ended(loop))
-
-    def write(self, *parts):
-        for part in parts:
-            self._parts.put(part if isinstance(part, bytes) else framed(part))
-
-    async def headers(self):
-        """What the answer begins with; nothing if there is only an end."""
-        return dict(await asyncio.to_thread(self._call.initial_metadata))
-
-    async def end(self):
-        """How the server ends it, without another part of it."""
-        try:
-            await self._over.wait()
-        except asyncio.CancelledError:
-            self._call.cancel()
-            raise
-        return ps_pb2.PushReply.FromString(self._call.result())
-
-    async def reply(self):
-        """The answer to all of it."""
-        self._parts.put(None)
-        return await self.end()
-
-    def done(self):
-        return self._call.done()
-
-    def cancel(self):
-        self._call.cancel()
-
-    def _ended(self, loop):
-        self._parts.put(None)  # for the thread that reads them
-        with contextlib.suppress(RuntimeError):  # a loop that is closed awaits nothing
-            loop.call_soon_threadsafe(self._over.set)
-
-
 FIELDS = {ps_pb2.Manifest: "manifest", ps_pb2.Chunk: "chunk", ps_pb2.Seal: "seal"}
 
 
 def framed(part):
     field = FIELDS[type(part)]
     return ps_pb2.PushRequest(**{field: part}).SerializeToString()
+
+
+def as_bytes(part):
+    return part if isinstance(part, bytes) else framed(part)
 
 
 @contextlib.asynccontextmanager

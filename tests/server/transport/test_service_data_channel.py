@@ -63,6 +63,10 @@ async def beside(this, name="w00"):
             await asyncio.sleep(0.01)
 
 
+async def answer(call):
+    return ps_pb2.PushReply.FromString(await call.reply())
+
+
 async def test_who_joins_hears_of_the_port():
     async with world() as this, this.raw(join=False) as raw:
         port = (await raw.join()).data_port
@@ -92,12 +96,12 @@ async def test_a_push_with_its_payload_beside_it():
         call, ticket = await worker.pushing()
         await worker.send(ticket, DATA)
         call.write(SEAL)
-        assert not (await call.reply()).duplicate
+        assert not (await answer(call)).duplicate
         assert this.coordinator.status().counted == ("w00",)
         # Whoever has said it by then has nothing to send again, and needs no ticket.
         call, ready = await worker.pushing(digest=payload_digest(DATA))
         assert ready is None
-        assert (await call.reply()).duplicate
+        assert (await answer(call)).duplicate
 
 
 async def test_a_ticket_and_a_payload_may_come_in_any_pieces_and_the_digest_first():
@@ -105,7 +109,7 @@ async def test_a_ticket_and_a_payload_may_come_in_any_pieces_and_the_digest_firs
         call, ticket = await worker.pushing(digest=payload_digest(DATA))
         letter = bytes.fromhex(ticket)
         await worker.send(letter[:5], letter[5:] + DATA[:3], DATA[3:100_001], DATA[100_001:])
-        assert not (await call.reply()).duplicate
+        assert not (await answer(call)).duplicate
 
 
 async def test_a_pull_with_its_payload_beside_it_and_the_connection_again():
@@ -123,7 +127,7 @@ async def test_a_pull_with_its_payload_beside_it_and_the_connection_again():
         call, ticket = await worker.pushing()
         await worker.send(ticket, DATA)
         call.write(SEAL)
-        assert not (await call.reply()).duplicate
+        assert not (await answer(call)).duplicate
 
 
 @pytest.mark.parametrize(
@@ -241,7 +245,7 @@ async def test_more_stalled_payloads_than_seats_do_not_keep_others_from_pushing(
             third, ticket = await honest.pushing()
             await honest.send(ticket, DATA)
             third.write(SEAL)
-            assert not (await third.reply()).duplicate
+            assert not (await answer(third)).duplicate
         assert this.coordinator.status().counted == ("w02",)
         for call in (first, second):
             assert not call.done()
