@@ -128,13 +128,15 @@ def memory(tmp_path, run="run-1"):
 
 def test_a_worker_goes_back_with_its_server(tmp_path):
     """The server is resumed at round 2: what it has is what was counted before that."""
-    ours, gradients = memory(tmp_path), [torch.full((3,), float(k)) for k in (1, 2, 4, 8)]
+    kept = tmp_path / "kept"
+    kept.mkdir()
+    ours, gradients = memory(kept), [torch.full((3,), float(k)) for k in (1, 2, 4, 8)]
     sent = []
     for round, gradient in enumerate(gradients):
         sent.append(ours.delta(round, ours.vector(round, gradient)).clone())
         ours.confirm(round)
     assert ours.unconfirmed(4) is None
-    copied = shutil.copytree(tmp_path, tmp_path.with_name("copied"))
+    copied = shutil.copytree(kept, tmp_path / "copied")
     for again in (ours, MomentumMemory("w00", 0.5, lambda run: copied / run, DeltaEncoder())):
         again.rewind("run-1", Terms(epoch=1, resumed_at=2, every=2, keep=2), 2)
         for round in (2, 3):

@@ -305,7 +305,7 @@ async def test_the_calls_of_a_worker_that_is_expelled_end_at_once(world):
 
 @served
 async def test_a_pull_that_waits_is_refused_before_its_call_is_ended(world):
-    """Between a change and the end of the calls that it concerns, the worker does not hear that it has left."""
+    """Between a change and the end of the calls that it concerns, nobody hears that the worker has left."""
     async with joined(world, *WORKERS) as clients:
         waiting = asyncio.create_task(clients[3].pull(0))
         await asyncio.sleep(0.1)
