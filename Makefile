@@ -21,7 +21,7 @@ demo_ready := $(VENV)/.demo-ready
 test_ready := $(VENV)/.test-ready
 dev_ready := $(VENV)/.dev-ready
 docs_ready := $(VENV)/.docs-ready
-kernels := setup.py $(wildcard aggregators/kernels/*.[ch])
+kernels := setup.py $(wildcard aggregators/kernels/c/*.[ch])
 
 .PHONY: help demo test test-all test-isa test-oldest dev lint format types contracts check proto proto-check build wheelhouse lock compose-demo docs docs-serve clean
 

@@ -7,7 +7,7 @@ import sys
 
 from setuptools import Extension, setup
 
-KERNELS = "src/varangian/aggregators/kernels"
+KERNELS = "src/varangian/aggregators/kernels/c"
 
 kernels = Extension(
     "varangian.aggregators.kernels._native",

@@ -1,4 +1,4 @@
-"""The backends: all code that reads d columns, in C, Triton (`gpu`), numpy and plain torch.
+"""The backends: all code that reads d columns, in C (`c`), Triton (`gpu`), numpy and torch.
 
 Their functions are screen, gram, centred, combine and columnwise; `reference` defines what they return.
 Only `gram`, `pipeline` and `streaming` of the aggregators, the store of rows and the compute thread of the

@@ -1,7 +1,7 @@
 """Sorting networks: which pairs of rows to compare, in which order, for any number of rows.
 
 Batcher's odd-even merge sort ("Sorting networks and their applications", 1968). Blocks of rows are sorted
-by straight-line code (`networks.h`, which this module writes) and merged from a table, which leaves out
+by straight-line code (`c/networks.h`, which this module writes) and merged from a table, which leaves out
 every comparison that the wanted ranks do not need.
 """
 
@@ -12,6 +12,7 @@ from pathlib import Path
 
 from varangian.aggregators.numeric.order import comparators, network
 
+HEADER = Path(__file__).with_name("c") / "networks.h"
 NARROW, WIDE = 16, 32
 """Rows are sorted by blocks of WIDE, and what is left by blocks of NARROW: compiling a network for every
 number up to WIDE would take a minute."""
@@ -62,4 +63,4 @@ def _text(steps: tuple[tuple[int, int, bool, bool], ...]) -> str:
 
 
 if __name__ == "__main__":
-    Path(__file__).with_name("networks.h").write_text(header())
+    HEADER.write_text(header())
