@@ -198,8 +198,9 @@ def combine(
 
 
 @triton.jit
-def _lanes(base, offsets, c, d, M: tl.constexpr, ALIGN: tl.constexpr):
-    """The M values of columns c, and zeros that are NaN where a value is not finite."""
+def _lanes(base, offsets, d, M: tl.constexpr, BLOCK: tl.constexpr, ALIGN: tl.constexpr):
+    """The columns of this program, their M values, and zeros that are NaN where a value is not finite."""
+    c = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)
     lanes = ()
     seen = tl.zeros(c.shape, tl.float32)
     for i in tl.static_range(M):
@@ -207,7 +208,7 @@ def _lanes(base, offsets, c, d, M: tl.constexpr, ALIGN: tl.constexpr):
         x = tl.load(base + at + c, mask=c < d, other=0.0).to(tl.float32)
         seen += x * 0.0
         lanes = lanes + (x,)
-    return lanes, seen
+    return c, lanes, seen
 
 
 @triton.jit
@@ -259,8 +260,7 @@ def window(
     ALIGN: tl.constexpr,
 ):
     """`order.Window` of each column."""
-    c = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)
-    lanes, seen = _lanes(base, offsets, c, d, M, ALIGN)
+    c, lanes, seen = _lanes(base, offsets, d, M, BLOCK, ALIGN)
     lanes = _sorted(lanes, NETWORK)
     _told(out, bad, _mean(lanes, tiny, LO, HI), seen, c, d)
 
@@ -290,8 +290,7 @@ def nearest(
     ALIGN: tl.constexpr,
 ):
     """`order.Nearest` of each column, in the same steps."""
-    c = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)
-    lanes, seen = _lanes(base, offsets, c, d, M, ALIGN)
+    c, lanes, seen = _lanes(base, offsets, d, M, BLOCK, ALIGN)
     lanes = _sorted(lanes, NETWORK)
     centre = _mean(lanes, tiny, LO, HI)
     kept = lanes[:COUNT]
@@ -314,8 +313,7 @@ def majority(
     ALIGN: tl.constexpr,
 ):
     """`order.Majority` of each column."""
-    c = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)
-    lanes, seen = _lanes(base, offsets, c, d, M, ALIGN)
+    c, lanes, seen = _lanes(base, offsets, d, M, BLOCK, ALIGN)
     votes = tl.zeros(c.shape, tl.int32)
     for i in tl.static_range(M):
         votes += tl.where(lanes[i] >= tiny, 1, 0) - tl.where(lanes[i] <= -tiny, 1, 0)
@@ -356,8 +354,7 @@ def weighted(
     ALIGN: tl.constexpr,
 ):
     """`weighted_order.Plan` of each column; KIND: 0 is a window, 1 a median, 2 a lower median."""
-    c = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)
-    lanes, seen = _lanes(base, offsets, c, d, M, ALIGN)
+    c, lanes, seen = _lanes(base, offsets, d, M, BLOCK, ALIGN)
     tags = _tags(weights, c, M)
     for s in tl.static_range(len(NETWORK)):
         a = lanes[NETWORK[s][0]]
