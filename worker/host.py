@@ -78,9 +78,9 @@ def host(
     install_log_filter()
     torch.set_num_threads(threads)
     hosted = 1 if one_of else len(names)
-    descriptors.raise_limit(descriptors.needed_descriptors(hosted, lane=True))
+    descriptors.raise_limit(descriptors.needed_descriptors(hosted, data_channel=True))
     # Where payloads cannot have connections of their own, they travel with the calls.
-    if refusal := descriptors.why_too_few("the process of the workers", hosted, lane=False):
+    if refusal := descriptors.why_too_few("the process of the workers", hosted, data_channel=False):
         log.error("%s", refusal, extra=event("worker_failed"))
         return FAILED
     try:

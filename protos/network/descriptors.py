@@ -63,14 +63,14 @@ def connections(workers: int) -> int:
     return 4 * workers + 32
 
 
-def needed_descriptors(workers: int, lane: bool) -> int:
+def needed_descriptors(workers: int, data_channel: bool) -> int:
     """Descriptors of a process that hosts this many workers."""
-    return BASE + workers * (WITH_DATA_CHANNEL if lane else WITHOUT_DATA_CHANNEL)
+    return BASE + workers * (WITH_DATA_CHANNEL if data_channel else WITHOUT_DATA_CHANNEL)
 
 
-def server_descriptors(workers: int, lane: bool) -> int:
+def server_descriptors(workers: int, data_channel: bool) -> int:
     """Descriptors of a server with this many workers whose ports have all the connections they may have."""
-    beside = UNIDENTIFIED + DATA_CONNECTIONS * workers if lane else 0
+    beside = UNIDENTIFIED + DATA_CONNECTIONS * workers if data_channel else 0
     return BASE + connections(workers) + beside
 
 
@@ -78,8 +78,8 @@ def most_workers(limit: int) -> int:
     """The most workers that a server can have with so many files."""
     return max(
         0,
-        (limit - server_descriptors(0, lane=True))
-        // (server_descriptors(1, lane=True) - server_descriptors(0, lane=True)),
+        (limit - server_descriptors(0, data_channel=True))
+        // (server_descriptors(1, data_channel=True) - server_descriptors(0, data_channel=True)),
     )
 
 
@@ -89,27 +89,27 @@ def limit() -> int:
     return raise_limit(ENOUGH if hard == resource.RLIM_INFINITY else hard)
 
 
-def describe_limit(workers: int, lane: bool) -> str:
+def describe_limit(workers: int, data_channel: bool) -> str:
     """The descriptors that a server needs and the limit, as a line for its log."""
-    files = server_descriptors(workers, lane)
+    files = server_descriptors(workers, data_channel)
     needs = f"at most {connections(workers)} connections for calls, {files} open files"
     return f"{needs}; {limit()} are allowed"
 
 
-def why_too_few(what: str, workers: int, lane: bool, least: int | None = None) -> str | None:
+def why_too_few(what: str, workers: int, data_channel: bool, least: int | None = None) -> str | None:
     """Why a process has too few descriptors with its limit fully raised; None if it has enough.
 
     Args:
         what: the process.
         workers: that it serves or hosts.
-        lane: whether payloads travel on data connections.
+        data_channel: whether payloads travel on data connections.
         least: files that it needs; by default those of a process that hosts workers.
     """
-    least = needed_descriptors(workers, lane) if least is None else least
+    least = needed_descriptors(workers, data_channel) if least is None else least
     limit = raise_limit(least)
     if limit >= least:
         return None
-    save = " or set server.data_port=null, which needs fewer," if lane else ""
+    save = " or set server.data_port=null, which needs fewer," if data_channel else ""
     return (
         f"{what} needs up to {least} open files for {workers} workers, and this process may have {limit}. "
         f"Raise the limit with `ulimit -n {least}` in the shell that starts it,{save} or use fewer workers."

@@ -101,7 +101,7 @@ class Service:
         sessions: Sessions,
         contract: Contract,
         limits: Limits,
-        lane: DataListener | None = None,
+        data_listener: DataListener | None = None,
         leaves: Callable[[], bool] = bool,
         security: Security | None = None,
         end: Callable[[str], None] = log.error,
@@ -119,7 +119,7 @@ class Service:
         self._limits = limits
         self._inline = limits.inline_bytes(contract.layout.numel) > 0
         """Whether payloads may travel in one message with their manifest."""
-        self._lane = lane
+        self._data_listener = data_listener
         self._leaves = leaves
         """Whether this server stops, and another one takes its place: then nothing is finished."""
         self._upload_scheduler = UploadScheduler(limits.receiving, limits.turn, limits.share)
@@ -441,12 +441,12 @@ class Service:
 
     @property
     def _data_port(self) -> int:
-        return self._lane.port if self._lane else 0
+        return self._data_listener.port if self._data_listener else 0
 
     def _ticket(self, transfer: AssociatedData, call: Call) -> AbstractContextManager[DataTicket | None]:
         """The ticket for a payload on the data channel, if the caller can use it."""
         asked = any(key == metadata_keys.DATA_CHANNEL for key, _ in call.caller[0])
-        return self._lane.ticket(transfer) if self._lane and asked else nullcontext()
+        return self._data_listener.ticket(transfer) if self._data_listener and asked else nullcontext()
 
     def _check_common(self, worker: str, text: str) -> None:
         for name, sentence in self._contract.common.differences(text):

@@ -51,7 +51,7 @@ def test_the_sum_by_hand():
 
 def test_whoever_may_send_chunks_is_counted_with_them():
     """Beside gRPC a payload needs less, but a worker that cannot reach that port need not say so before."""
-    only = account(lane=False)
+    only = account(data_channel=False)
     assert only.total < account().total < only.total + (32 << 20)
 
 

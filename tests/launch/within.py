@@ -80,7 +80,7 @@ async def serving(window: bool, lane: bool, folder: str | None = None) -> None:
     # The parameters, the last aggregate and the momentum.
     snapshot = 0 if folder is None else 4 * LAYOUT.numel * (2 + SGD.vectors)
     account = MemoryBudget.of(
-        len(NAMES), LAYOUT.numel, SGD, limits=LIMITS, columns=columns, lane=lane, snapshot=snapshot
+        len(NAMES), LAYOUT.numel, SGD, limits=LIMITS, columns=columns, data_channel=lane, snapshot=snapshot
     )
     rule = Aggregator(Median() if window else Krum(f=1))
     policy = RunPolicy(NAMES, ROUNDS, len(NAMES), 60.0, "wait", 1, selection=Everyone())

@@ -78,7 +78,7 @@ class MemoryBudget:
         row_slots: int | None = None,
         extra_vectors: int = 0,
         latest: LatestPlan | None = None,
-        lane: bool = True,
+        data_channel: bool = True,
         evaluation: int = 0,
         rest: int = 0,
         simulated: int = 0,
@@ -99,7 +99,7 @@ class MemoryBudget:
             row_slots: rows that are kept at a time, if not all n.
             extra_vectors: vectors as long as the model that the participation keeps.
             latest: how the last vectors of all workers are kept, if they are.
-            lane: whether payloads may travel beside gRPC.
+            data_channel: whether payloads may travel beside gRPC.
             evaluation: bytes of its activations, at most.
             rest: bytes of the state of the model that does not train.
             simulated: bytes of the vectors of workers in this process, and of their momentum.
@@ -115,7 +115,7 @@ class MemoryBudget:
             model=4 * d,
             streams=messages * MESSAGE_LIMIT
             + _calls(n, inline_lookahead(limits.inline_bytes(d)))
-            + lane * _beside(n, limits),
+            + data_channel * _beside(n, limits),
             base=RESERVE + (resident_memory() if base is None else base),
             latest=0 if latest is None or latest.folder is not None else latest.bytes,
             evaluation=evaluation,

@@ -789,9 +789,9 @@ def check_descriptors(config: RunConfig) -> str | None:
     """
     if config.backend == "simulate":
         return None
-    lane = config.server.data_port is not None
-    least = descriptors.server_descriptors(config.workers, lane)
-    return descriptors.why_too_few("the server", config.workers, lane, least)
+    data_channel = config.server.data_port is not None
+    least = descriptors.server_descriptors(config.workers, data_channel)
+    return descriptors.why_too_few("the server", config.workers, data_channel, least)
 
 
 def rows_folder(config: RunConfig) -> Path | None:
@@ -826,7 +826,7 @@ def memory_budget(config: RunConfig, model_side: ModelSide) -> MemoryBudget:
         + is_whole(config.aggregator.rule) * config.workers
         + (config.server.gate is not None),
         latest=config.participation.latest_plan(config.workers, d),
-        lane=config.server.data_port is not None,
+        data_channel=config.server.data_port is not None,
         evaluation=model_side.evaluation_bytes,
         rest=max(0, model_side.state_bytes - 4 * d),
         simulated=simulated_bytes(config, d),

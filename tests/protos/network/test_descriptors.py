@@ -11,7 +11,7 @@ TRIAL = """
 import resource, sys
 from varangian.protos.network import descriptors
 resource.setrlimit(resource.RLIMIT_NOFILE, (40, int(sys.argv[1])))
-print(descriptors.why_too_few("the server", 40, lane=True))
+print(descriptors.why_too_few("the server", 40, data_channel=True))
 print(resource.getrlimit(resource.RLIMIT_NOFILE)[0])
 """
 
@@ -38,8 +38,8 @@ def test_a_limit_is_raised_or_told_of(hard, sentence, soft):
 
 
 def test_a_server_may_need_a_file_for_each_connection_that_it_takes():
-    assert descriptors.server_descriptors(10, lane=False) == descriptors.BASE + 4 * 10 + 32
-    assert descriptors.server_descriptors(10, lane=True) == descriptors.BASE + 4 * 10 + 32 + 4 * 10 + 64
-    assert descriptors.most_workers(descriptors.server_descriptors(10, lane=True)) == 10
+    assert descriptors.server_descriptors(10, data_channel=False) == descriptors.BASE + 4 * 10 + 32
+    assert descriptors.server_descriptors(10, data_channel=True) == descriptors.BASE + 4 * 10 + 32 + 4 * 10 + 64
+    assert descriptors.most_workers(descriptors.server_descriptors(10, data_channel=True)) == 10
     assert descriptors.most_workers(3) == 0
-    assert str(descriptors.connections(10)) in descriptors.describe_limit(10, lane=True)
+    assert str(descriptors.connections(10)) in descriptors.describe_limit(10, data_channel=True)
