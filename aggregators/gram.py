@@ -247,7 +247,7 @@ def precision_of(rows: Rows) -> float:
     return DOUBLE if rows.working_dtype == torch.float64 else SINGLE
 
 
-def shares(m: int, chosen: Sequence[int] | NDArray[np.intp]) -> Tensor:
+def mean_weights(m: int, chosen: Sequence[int] | NDArray[np.intp]) -> Tensor:
     """Weights (m,) of the mean of the chosen points."""
     weights = np.zeros(m)
     weights[chosen] = 1 / len(chosen)

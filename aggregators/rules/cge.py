@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from torch import Tensor
 
 from varangian.aggregators.base import RULES, check_f, honest_majority, told_enough
-from varangian.aggregators.gram import Gram, shares
+from varangian.aggregators.gram import Gram, mean_weights
 
 
 @RULES.register("cge")
@@ -30,4 +30,4 @@ class CGE:
 
     def __call__(self, gram: Gram) -> Tensor:
         m = len(gram)
-        return shares(m, gram.norms.numpy().argsort(kind="stable")[: m - self.f])
+        return mean_weights(m, gram.norms.numpy().argsort(kind="stable")[: m - self.f])

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from varangian.aggregators.base import RULES, above, check_count, check_f, light_minority, told_enough
-from varangian.aggregators.gram import Gram, shares
+from varangian.aggregators.gram import Gram, mean_weights
 from varangian.aggregators.numeric.algebra import Array
 from varangian.aggregators.numeric.shares import Shares, filled
 
@@ -140,4 +140,4 @@ class Krum:
         nearest = np.sort(gram.sqdist.numpy(), axis=1)[:, : m - self.f - convention.others + 1]
         scores = (nearest if convention.squared else np.sqrt(nearest)).sum(axis=1)
         select = m - self.f - convention.rest if self.select == "max" else self.select
-        return shares(m, scores.argsort(kind="stable")[:select])
+        return mean_weights(m, scores.argsort(kind="stable")[:select])

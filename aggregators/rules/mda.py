@@ -11,7 +11,7 @@ import numpy as np
 from torch import Tensor
 
 from varangian.aggregators.base import RULES, check_f, honest_majority, told_enough
-from varangian.aggregators.gram import Gram, shares
+from varangian.aggregators.gram import Gram, mean_weights
 from varangian.aggregators.numeric.algebra import Array
 
 EQUAL = 1e-9
@@ -39,7 +39,7 @@ class MDA:
         return honest_majority(n, self.f) or told_enough(self, f)
 
     def __call__(self, gram: Gram) -> Tensor:
-        return shares(len(gram), _tightest(gram.sqdist.numpy(), self.f))
+        return mean_weights(len(gram), _tightest(gram.sqdist.numpy(), self.f))
 
 
 def _tightest(distances: Array, f: int) -> list[int]:

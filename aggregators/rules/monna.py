@@ -17,7 +17,7 @@ from varangian.aggregators.base import (
     told_enough,
 )
 from varangian.aggregators.errors import AggregationError
-from varangian.aggregators.gram import Gram, shares
+from varangian.aggregators.gram import Gram, mean_weights
 
 
 @RULES.register("monna")
@@ -65,4 +65,4 @@ class MoNNA:
         m = len(gram)
         centered = self.pivot is None
         distances = gram.centered.numpy().diagonal() if centered else gram.sqdist.numpy()[self.pivot]
-        return shares(m, distances.argsort(kind="stable")[: m - self.f])
+        return mean_weights(m, distances.argsort(kind="stable")[: m - self.f])

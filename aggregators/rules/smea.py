@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from varangian.aggregators.base import RULES, check_count, check_f, honest_majority, told_enough
-from varangian.aggregators.gram import Gram, shares
+from varangian.aggregators.gram import Gram, mean_weights
 from varangian.aggregators.numeric.algebra import Array, product
 from varangian.aggregators.numeric.spectrum import leading
 from varangian.aggregators.rules.spectral_filter import SpectralFilter
@@ -64,7 +64,7 @@ class SMEA:
         if self.f:
             guess = np.flatnonzero(SpectralFilter(f=1, iterations=self.f)(gram).numpy() == 0)
         gone = _least(gram.relative.numpy(), guess)
-        return shares(len(gram), np.delete(np.arange(len(gram)), gone))
+        return mean_weights(len(gram), np.delete(np.arange(len(gram)), gone))
 
 
 def _least(products: Array, gone: Out) -> Out:

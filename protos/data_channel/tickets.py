@@ -53,7 +53,7 @@ class DataTicket:
         """
         await self._answered.wait()
         if self._connection is None:
-            raise DataConnectionError("The ticket is void: its transfer has ended.")
+            raise DataConnectionError("The data port is closed.")
         self._connection.begin(self._key, self._transfer)
         return self._connection
 
