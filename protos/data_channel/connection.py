@@ -126,13 +126,13 @@ class DataConnection:
         """
         return await self._in_thread(lambda: self._received(size, fill))
 
-    async def send(self, transfer: Transfer, share: int = TURN_BYTES) -> int:
-        """One turn: send what can be sent, up to about `share` bytes; returns how many they were.
+    async def send(self, transfer: Transfer, turn_bytes: int = TURN_BYTES) -> int:
+        """One turn: send what can be sent, up to about `turn_bytes`; returns how many they were.
 
         Raises:
             DataConnectionError: the connection has ended.
         """
-        return await self._in_thread(lambda: self._sent(transfer, share))
+        return await self._in_thread(lambda: self._sent(transfer, turn_bytes))
 
     def abort(self) -> None:
         """Close with a reset: the other end hears of it at once, and what is on its way to it is lost.
@@ -174,9 +174,9 @@ class DataConnection:
             got += count
         return got
 
-    def _sent(self, transfer: Transfer, share: int) -> int:
+    def _sent(self, transfer: Transfer, turn_bytes: int) -> int:
         sent, self._waits, wait = 0, None, SocketWait(self._connection, select.POLLOUT)
-        while sent < share and not transfer.done and not self.closed:
+        while sent < turn_bytes and not transfer.done and not self.closed:
             try:
                 sent += transfer.step(self._payload)
             except BlockingIOError:

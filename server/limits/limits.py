@@ -19,9 +19,9 @@ class Limits:
     """Streams that one worker may have open: a second one, so that a retry need not wait for a dead one."""
     receiving: int = 4
     """Uploads that receive at the same time."""
-    turn: float = 0.25
+    turn_seconds: float = 0.25
     """Seconds of a turn, for which an upload receives while others wait."""
-    share: int = 4 << 20
+    turn_bytes: int = 4 << 20
     """Bytes of a turn: about a block of columns, so that rows grow together."""
     uploads: int = 16
     """Uploads that one worker may begin in a round."""

@@ -20,13 +20,13 @@ class UploadScheduler:
 
     Args:
         receiving: how many uploads receive at once.
-        seconds: for which a turn lasts while others wait.
-        share: bytes in a turn.
+        turn_seconds: for which a turn lasts while others wait.
+        turn_bytes: that a turn receives at most.
     """
 
-    def __init__(self, receiving: int, seconds: float, share: int) -> None:
-        self.seconds = seconds
-        self.share = share
+    def __init__(self, receiving: int, turn_seconds: float, turn_bytes: int) -> None:
+        self.turn_seconds = turn_seconds
+        self.turn_bytes = turn_bytes
         self._free = receiving
         self._running = set[UploadTurn]()
         self._queue = deque[asyncio.Future[None]]()
@@ -134,7 +134,8 @@ class UploadTurn:
             self._scheduler.leave(self)
 
     def _is_over(self) -> bool:
-        return self._taken >= self._scheduler.share or self._now() - self._since >= self._scheduler.seconds
+        limits = self._scheduler
+        return self._taken >= limits.turn_bytes or self._now() - self._since >= limits.turn_seconds
 
     def _begin(self) -> None:
         self._since, self._taken = self._now(), 0

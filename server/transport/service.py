@@ -122,7 +122,7 @@ class Service:
         self._data_listener = data_listener
         self._leaves = leaves
         """Whether this server stops, and another one takes its place: then nothing is finished."""
-        self._upload_scheduler = UploadScheduler(limits.receiving, limits.turn, limits.share)
+        self._upload_scheduler = UploadScheduler(limits.receiving, limits.turn_seconds, limits.turn_bytes)
         self._quota = StreamQuota(limits.streams)
         self._round_quotas = RoundQuotas(limits.uploads, limits.downloads, limits.joins)
         self._newest, self._joining = NewestCalls(), NewestCalls()

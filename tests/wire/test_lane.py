@@ -58,7 +58,7 @@ LANE, CHUNKS, MIXED = ["lane"] * 5, ["chunks"] * 5, ["lane", "chunks", "lane", "
         pytest.param({}, id="rows"),
         pytest.param({"dtype": "bfloat16"}, id="sent as bfloat16"),
         pytest.param({"rows": "bfloat16"}, id="kept as bfloat16"),
-        pytest.param({"limits": Limits(receiving=1, turn=0.005, grace=20.0)}, id="one seat"),
+        pytest.param({"limits": Limits(receiving=1, turn_seconds=0.005, grace=20.0)}, id="one seat"),
     ],
 )
 async def test_payloads_may_go_either_way_and_no_bit_changes(given):
@@ -81,7 +81,7 @@ async def test_rounds_in_a_window_end_alike_whichever_way_rows_come(monkeypatch,
     whole = await outcome(CHUNKS, **given)
     for ways in (LANE, MIXED):
         assert await outcome(ways, **given, window=True) == whole
-    seats = Limits(receiving=2, turn=0.005, grace=20.0)
+    seats = Limits(receiving=2, turn_seconds=0.005, grace=20.0)
     assert await outcome(MIXED, **given, window=True, limits=seats) == whole
 
 
@@ -216,7 +216,7 @@ async def test_lines_that_break_anywhere_change_no_bit(monkeypatch, seed):
         return [Fate(**{draw.choice(["up", "down"]): draw.randrange(size)}) for _ in range(most)]
 
     whole = await outcome(CHUNKS, **given)
-    limits = Limits(receiving=draw.choice([1, 4]), turn=0.005, grace=20.0, **MANY)
+    limits = Limits(receiving=draw.choice([1, 4]), turn_seconds=0.005, grace=20.0, **MANY)
     run = Run(2, **given, window=draw.random() < 0.5, limits=limits, absent_after=ALWAYS)
     async with run.placed() as place, far(place, calls=fates(3), lane=fates(12)) as lines:
         addresses = dict.fromkeys(NAMES, lines.address) | {"w04": place.address}

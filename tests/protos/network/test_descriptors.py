@@ -38,8 +38,9 @@ def test_a_limit_is_raised_or_told_of(hard, sentence, soft):
 
 
 def test_a_server_may_need_a_file_for_each_connection_that_it_takes():
-    assert descriptors.server_descriptors(10, data_channel=False) == descriptors.BASE + 4 * 10 + 32
-    assert descriptors.server_descriptors(10, data_channel=True) == descriptors.BASE + 4 * 10 + 32 + 4 * 10 + 64
+    calls = descriptors.BASE + 4 * 10 + 32
+    assert descriptors.server_descriptors(10, data_channel=False) == calls
+    assert descriptors.server_descriptors(10, data_channel=True) == calls + 4 * 10 + 64
     assert descriptors.most_workers(descriptors.server_descriptors(10, data_channel=True)) == 10
     assert descriptors.most_workers(3) == 0
     assert str(descriptors.connections(10)) in descriptors.describe_limit(10, data_channel=True)

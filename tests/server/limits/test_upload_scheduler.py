@@ -12,7 +12,7 @@ async def settle():
 
 
 async def test_no_more_than_its_turns_are_taken_and_the_longest_waiting_comes_next():
-    scheduler, diary = UploadScheduler(receiving=2, seconds=60.0, share=1 << 20), []
+    scheduler, diary = UploadScheduler(receiving=2, turn_seconds=60.0, turn_bytes=1 << 20), []
     leave = [asyncio.Event() for _ in range(5)]
 
     async def visit(i):
@@ -33,7 +33,7 @@ async def test_no_more_than_its_turns_are_taken_and_the_longest_waiting_comes_ne
 
 
 async def test_who_sits_for_longer_than_a_turn_gives_way_and_queues_again():
-    scheduler, diary = UploadScheduler(receiving=1, seconds=0.01, share=1 << 20), []
+    scheduler, diary = UploadScheduler(receiving=1, turn_seconds=0.01, turn_bytes=1 << 20), []
 
     async def busy(name, messages):
         async with scheduler.turn() as turn:
@@ -48,7 +48,7 @@ async def test_who_sits_for_longer_than_a_turn_gives_way_and_queues_again():
 
 
 async def test_who_waits_in_vain_loses_the_turn_without_doing_anything():
-    scheduler = UploadScheduler(receiving=1, seconds=60.0, share=1 << 20)
+    scheduler = UploadScheduler(receiving=1, turn_seconds=60.0, turn_bytes=1 << 20)
     async with scheduler.turn() as stalled:
         await stalled.before_read()
         async with scheduler.turn() as other:
@@ -61,7 +61,7 @@ async def test_who_waits_in_vain_loses_the_turn_without_doing_anything():
 
 
 async def test_who_is_busy_keeps_the_turn():
-    scheduler = UploadScheduler(receiving=1, seconds=60.0, share=1 << 20)
+    scheduler = UploadScheduler(receiving=1, turn_seconds=60.0, turn_bytes=1 << 20)
     async with scheduler.turn() as busy:
         await busy.before_read()
         await busy.after_read(1)
@@ -72,7 +72,8 @@ async def test_who_is_busy_keeps_the_turn():
 
 
 async def test_a_turn_is_so_many_bytes_too_and_rows_grow_together():
-    scheduler, rows = UploadScheduler(receiving=2, seconds=60.0, share=4), dict.fromkeys("abcde", 0)
+    scheduler = UploadScheduler(receiving=2, turn_seconds=60.0, turn_bytes=4)
+    rows = dict.fromkeys("abcde", 0)
 
     async def upload(name):
         async with scheduler.turn() as turn:
@@ -88,7 +89,7 @@ async def test_a_turn_is_so_many_bytes_too_and_rows_grow_together():
 
 
 async def test_nobody_gives_way_to_nobody():
-    scheduler = UploadScheduler(receiving=1, seconds=0.005, share=1 << 20)
+    scheduler = UploadScheduler(receiving=1, turn_seconds=0.005, turn_bytes=1 << 20)
     async with scheduler.turn() as turn:
         await asyncio.sleep(0.03)
         assert scheduler.waiting == 0
@@ -99,7 +100,7 @@ async def test_nobody_gives_way_to_nobody():
 
 @pytest.mark.parametrize("running", [True, False])
 async def test_a_turn_is_free_again_however_its_upload_ends(running):
-    scheduler = UploadScheduler(receiving=1, seconds=60.0, share=1 << 20)
+    scheduler = UploadScheduler(receiving=1, turn_seconds=60.0, turn_bytes=1 << 20)
     async with scheduler.turn():
         waiting = asyncio.create_task(hold(scheduler))
         await settle()
@@ -121,7 +122,7 @@ async def hold(scheduler):
 
 
 async def test_a_turn_that_is_given_as_the_first_in_the_queue_is_cancelled_goes_to_the_next():
-    scheduler = UploadScheduler(receiving=1, seconds=60.0, share=1 << 20)
+    scheduler = UploadScheduler(receiving=1, turn_seconds=60.0, turn_bytes=1 << 20)
     async with scheduler.turn():
         first, second = (asyncio.create_task(hold(scheduler)) for _ in range(2))
         await settle()

@@ -51,7 +51,7 @@ BIG = Layout((("weight", (300, 1000)), ("bias", (7,))))
 """Two chunks, the second a short one."""
 LAYOUT = Layout((("weight", (3, 2)), ("bias", (2,))))
 CONTRACT = Contract("run-1", LAYOUT)
-LIMITS = Limits(idle=20.0, status=0.0, patience=0.05, grace=0.05, turn=0.02)
+LIMITS = Limits(idle=20.0, status=0.0, patience=0.05, grace=0.05, turn_seconds=0.02)
 SERVICE = "/varangian.v1.ParameterServer/"
 RPCS = {
     "Join": "unary_unary",
