@@ -83,7 +83,10 @@ def test_the_one_before_is_used(run, go_on):
         (lambda file: file.write_bytes(b"not a checkpoint at all"), ""),
         (lambda file: file.write_bytes(b""), ""),
         (lambda file: rewritten(file, version=2), "newer varangian (version 2, this one knows 1)"),
-        (lambda file: rewritten(file, run="another-run"), "it is of the run another-run"),
+        (
+            lambda file: rewritten(file, run="another-run", record={"bytes": 60, "lines": 1, "digest": ""}),
+            "it is of the run another-run",
+        ),
         (
             lambda file: rewritten(file, participation="async"),
             "it is of a run with the participation async",

@@ -75,10 +75,21 @@ def test_a_branch_begins_with_its_round_and_leaves_the_run_alone(run):
 def test_a_branch_goes_on_and_has_branches(run, tmp_path):
     made = branch(run, 4, tmp_path / "elsewhere")
     again = branch(made, 4)
-    for folder, parent in ((made, "a-run"), (again, "elsewhere")):
+    for folder in (made, again):
         _, resumed = resume(settings_of(folder), folder, lambda text: None)
         resumed.lock.release()
-        assert (resumed.round, resumed.parent, resumed.lock.epoch) == (4, parent, 1)
+        # Nobody has worked in the first branch: what workers have kept is that of the run.
+        assert (resumed.round, resumed.parent, resumed.lock.epoch) == (4, "a-run", 1)
+
+
+def test_a_run_goes_on_whose_folder_has_a_new_name(run):
+    """Its record has the lines that its checkpoints name, as that of no other run has."""
+    renamed = run.rename(run.with_name("the best one"))
+    made = branch(renamed, 4)
+    for folder, round in ((renamed, 8), (made, 4)):
+        _, resumed = resume(settings_of(folder), folder, lambda text: None)
+        resumed.lock.release()
+        assert (resumed.round, resumed.parent) == (round, "a-run")
 
 
 def test_what_workers_have_kept_is_copied(run):
@@ -108,6 +119,7 @@ def test_it_says_of_which_workers_there_are_states(run, capsys):
             store.put(round, {"momentum": torch.ones(2)})
     assert shown() == ["all 5"] * 4
     assert "of round 4 the states of all workers are here, too" in said()
+    assert [str(one.workers) for one in kept_checkpoints(branch(run, 4))] == ["all 5"]
     tidy_states(CONFIG, run, over=True)
     assert shown() == ["all 5"] * 4
     shutil.rmtree(run / "workers" / "w01")

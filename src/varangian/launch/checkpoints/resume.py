@@ -21,7 +21,7 @@ from varangian.launch.checkpoints.folder import CheckpointFolder, facts_of
 from varangian.launch.checkpoints.lock import FolderLock, has_ended
 from varangian.launch.checkpoints.resumed import Resumed
 from varangian.launch.membership.members_file import MembersFile
-from varangian.launch.output.chain import BRANCH, digest
+from varangian.launch.output.chain import BRANCH, digest, head_of
 from varangian.launch.output.manifest import own_code
 from varangian.launch.output.run_folder import MANIFEST, RESULT, ROUNDS
 from varangian.launch.result import Note, RunError
@@ -153,7 +153,7 @@ def resume(
             members=members,
             documents={f"config.epoch-{lock.epoch}.yaml": text} if found else {},
             record=_record(found, text, other, code, choice.skipped),
-            parent=next(iter(parents(folder)), ""),
+            parent=_written_as(plain, folder),
         )
     except BaseException:
         lock.release()
@@ -217,11 +217,27 @@ def _left_out(reasons: Mapping[Path, str], folder: Path, instead: str) -> tuple[
 def _foreign(plain: Mapping[str, Any], folder: Path, config: RunConfig) -> str | None:
     """Why a sound checkpoint is none of this run; None if it is one."""
     run, participation = plain.get("run"), PARTICIPATION.name(config.participation)
-    if run not in (folder.name, *parents(folder)):
+    if run not in (folder.name, *parents(folder)) and not _is_behind(plain.get("record"), folder):
         return f"it is of the run {run}"
     if plain.get("participation") != participation:
         return f"it is of a run with the participation {plain.get('participation')}"
     return None
+
+
+def _is_behind(place: Any, folder: Path) -> bool:
+    """Whether the record of a run has the lines that a checkpoint names: so of a folder with a new name."""
+    match place:
+        case {"bytes": int(size), "digest": str(expected)} if size > 0:
+            with suppress(OSError), (folder / ROUNDS).open("rb") as record:
+                lines = record.read(size)
+                return lines.endswith(b"\n") and head_of(lines[lines.rfind(b"\n", 0, -1) + 1 :]) == expected
+    return False
+
+
+def _written_as(plain: Mapping[str, Any] | None, folder: Path) -> str:
+    """The run that has written a checkpoint, if that was under another name; otherwise empty."""
+    run = folder.name if plain is None else str(plain["run"])
+    return "" if run == folder.name else run
 
 
 def _is_run(file: Path, path: Path) -> bool:

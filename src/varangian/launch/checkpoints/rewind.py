@@ -63,7 +63,7 @@ def kept_checkpoints(run: Path) -> list[KeptCheckpoint]:
             continue
         written, why = str(head.get("written", "")), reasons.get(round, ())
         members = head["state"].get("members", {}).get("workers", config.worker_names)
-        states = worker_states(config, run, round, members)
+        states = worker_states(config, run, round, members, str(head.get("run", "")))
         found.append(KeptCheckpoint(round, size, written, scores.get(round), why, workers=states))
     return found
 
@@ -109,7 +109,9 @@ def _copy(run: Path, round: int, head: Mapping[str, Any], made: Path) -> None:
     ]
     for path in (run / CONFIG, *settings):
         write_atomically(made / path.name, path.read_bytes())
-    origin = {"runs": [run.name, *parents(run)], "round": round, "digest": head["digest"]}
+    # Its folder may have had another name when the checkpoint was written.
+    runs = dict.fromkeys((run.name, str(head["run"]), *parents(run)))
+    origin = {"runs": [*runs], "round": round, "digest": head["digest"]}
     manifest = json.loads((run / MANIFEST).read_bytes()) | {BRANCH: origin}
     write_atomically(made / MANIFEST, as_document(manifest))
     with (run / ROUNDS).open("rb") as record:

@@ -43,7 +43,9 @@ def states_folder(config: RunConfig, run: Path) -> Path | None:
     return run / WORKERS if config.worker.state == AUTO else user_path(config.worker.state) / run.name
 
 
-def worker_states(config: RunConfig, run: Path, round: int, members: Sequence[str]) -> WorkerStates | None:
+def worker_states(
+    config: RunConfig, run: Path, round: int, members: Sequence[str], writer: str = ""
+) -> WorkerStates | None:
     """The states of workers for the border of a round; None where workers need none of their own.
 
     Args:
@@ -51,6 +53,7 @@ def worker_states(config: RunConfig, run: Path, round: int, members: Sequence[st
         run: its folder.
         round: that begins at the border.
         members: the workers of the run there.
+        writer: the name of the run when its checkpoint was written, if it was another one.
     """
     if config.backend == "simulate":
         return None
@@ -60,7 +63,8 @@ def worker_states(config: RunConfig, run: Path, round: int, members: Sequence[st
     parts = [part for part in _parts(states_folder(config, run)) if part.name.split("@")[-1] in members]
     if not (everybody or attackers or parts):
         return None
-    there = {part.name for part in parts if has_state(part, run.name, round)}
+    names = {run.name, writer or run.name}
+    there = {part.name for part in parts if any(has_state(part, name, round) for name in names)}
     missing = ({part.name for part in parts} | {*(members if everybody else ())}) - there
     return WorkerStates(tuple(sorted(there)), tuple(sorted(missing)))
 
