@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import json
 import os
 import re
 from pathlib import Path
@@ -26,13 +27,33 @@ def expanded(text: str) -> str:
 
 
 def settings_file(run: Path) -> Path:
-    """The file with all settings of a run: those of its start, or others with which it went on."""
+    """The file with all settings of a run: those of its start, or others with which it went on.
+
+    A start that has done no round does not count: its settings may be the reason.
+    """
     later = {
         int(found[1]): path
         for path in run.glob("config.epoch-*.yaml")
         if (found := LATER.fullmatch(path.name))
     }
-    return later[max(later)] if later else run / "config.yaml"
+    known = later.keys() & _changed_in(run) if later else ()
+    return later[max(known)] if known else run / "config.yaml"
+
+
+def _changed_in(run: Path) -> set[int]:
+    """The starts of a run that went on with other settings, as its record says."""
+    found = set[int]()
+    with contextlib.suppress(OSError), (run / "rounds.jsonl").open("rb") as lines:
+        for line in lines:
+            if b'"resumed": {' not in line:
+                continue
+            with contextlib.suppress(ValueError):  # a line that was cut off
+                match json.loads(line):
+                    case {"resumed": {"epoch": int(epoch), "config": str() | {}}}:
+                        found.add(epoch)
+                    case _:
+                        pass
+    return found
 
 
 def fsync(descriptor: int) -> None:

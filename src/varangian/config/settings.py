@@ -160,7 +160,7 @@ class Checkpoints(Section):
     """The newest checkpoints that are kept. The best, and one from before the last alarms, are kept too."""
     best: str | None = "accuracy"
     """The score by which a checkpoint is the best; of `loss`, and of names that end in `loss` or `error`,
-    the lowest. It is `loss` in a run without this score; null keeps none for its score."""
+    the lowest. Without an accuracy, `accuracy` is `loss`; null keeps none for its score."""
 
 
 class Server(Section):

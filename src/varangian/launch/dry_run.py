@@ -11,6 +11,7 @@ from varangian.config import RunConfig
 from varangian.config.build import task
 from varangian.config.checks.weights import weight_sentence
 from varangian.files import user_path
+from varangian.launch.checkpoints.folder import check_best
 from varangian.launch.children.worker_processes import assign_processes
 from varangian.launch.identities import make_identities, uses_tls
 from varangian.launch.result import RunError
@@ -63,6 +64,7 @@ def rehearse(config: RunConfig) -> Rehearsal:
         config = with_sample_weights(config, worker_compute)
         crews.append(worker_compute)
         notes += describe_misfits(config, worker_compute.rehearse(worker_compute.initial()))
+        check_best(config, worker_compute.score_names)
         worked.append(_try_computation(config, worker_compute))
     for worker_compute in crews:  # none, if it could not be made
         with tried("memory"):

@@ -29,7 +29,7 @@ from varangian.config.checks.weights import weight_sentence
 from varangian.config.settings import AUTO
 from varangian.config.worker_names import SAMPLES
 from varangian.files import user_path
-from varangian.launch.checkpoints.folder import Origin
+from varangian.launch.checkpoints.folder import Origin, check_best
 from varangian.launch.checkpoints.keeper import CheckpointKeeper
 from varangian.launch.checkpoints.kept_rows import KeptRows
 from varangian.launch.checkpoints.lock import FolderLock
@@ -181,6 +181,7 @@ class ServerRun:
             assert model_side is not None
             initial = model_side.initial()
             notes = describe_misfits(config, model_side.rehearse(initial))
+            check_best(config, model_side.score_names)
             if (gate := config.server.gate) is not None:
                 model_side.held_out_loss(initial, server_seed(config), 0, gate.batch)
         except ConfigError:
@@ -278,10 +279,9 @@ class ServerRun:
         try:
             coordinator = self._coordinator(clock, executor)
         except (ValueError, KeyError) as error:
-            reason = (
-                f"the state of round {self.resumed.round} in {self.folder.path} does not fit: {error!r}"
-            )
-            raise RunError(reason) from error
+            where = f"the state of round {self.resumed.round} in {self.folder.path}"
+            reason = error if isinstance(error, ValueError) else repr(error)
+            raise RunError(f"{where} does not fit these settings: {reason}") from error
         if self.latest is not self.config:
             members = self.members
             assert members is not None
@@ -523,7 +523,7 @@ class ServerRun:
     def close(self) -> None:
         """Close the run folder and return the result; parameters are saved even after an error."""
         try:
-            if self.rounds and not self.saved:
+            if not (self.saved or self.folder.take_back()) and self.rounds:
                 path = self.folder.save(self._models())
                 self.note(f"the parameters after {self.rounds} rounds are in {path}")
         except RunError as error:  # beside the one that ended the run

@@ -6,7 +6,7 @@ import re
 import socket
 
 import pytest
-from tests.launch.checkpoints.kit import CONFIG
+from tests.launch.checkpoints.kit import CONFIG, record
 
 from varangian.config import load
 from varangian.config.identity import run_id
@@ -14,6 +14,8 @@ from varangian.launch import RunError
 from varangian.launch.checkpoints.folder import CheckpointFolder
 from varangian.launch.checkpoints.lock import FolderLock, boot
 from varangian.launch.checkpoints.resume import RunOver, find_run, last_round, resume, settings_of
+from varangian.launch.output.chain import digest
+from varangian.launch.output.run_folder import RunFolder
 from varangian.registry import ConfigError
 from varangian.state_file import read, write
 
@@ -109,7 +111,7 @@ def test_where_none_can_be_used_the_run_does_not_begin_again_by_itself(run, go_o
         go_on(run)
     resumed, notes = go_on(run, force=True)
     assert (resumed.round, resumed.state, len(resumed.record["skipped"])) == (0, None, 3)
-    assert "there is no checkpoint yet: round 0 begins again" in notes[-1]
+    assert "there is no checkpoint that can be used: round 0 begins again" in notes[-1]
 
 
 def test_without_checkpoints_round_0_begins_again(kept, go_on):
@@ -136,10 +138,25 @@ def test_force_records_them(run, go_on):
     resumed, notes = go_on(run, "seed=2", force=True)
     assert resumed.record["changes"] == [{"path": "seed", "before": 1, "after": 2}]
     assert "seed was 1 and is 2" in notes[-1]
-    (run / "config.epoch-1.yaml").write_bytes(resumed.documents["config.epoch-1.yaml"])
+    assert resumed.record["config"] == {
+        name: digest(content) for name, content in resumed.documents.items()
+    }
+    again = RunFolder.reopen(
+        run, CONFIG, 6, documents=resumed.documents, resumed=resumed.record | {"epoch": 1}
+    )
+    assert settings_of(run).seed == 1, "a start that has done no round does not count"
+    again.observe(record(6))
+    again.close()
     assert settings_of(run).seed == 2
     resumed.lock.release()
     assert go_on(run)[0].record == {}  # they are those of the run by now
+
+
+@pytest.mark.parametrize("setting", ["workers=6", "f=2", "workers=[a, b, c, d, e]"])
+def test_nothing_gives_a_run_that_goes_on_other_workers(run, go_on, setting):
+    """Its checkpoint has its own."""
+    with pytest.raises(ConfigError, match="A run keeps its workers"):
+        go_on(run, setting, "aggregator=mean", force=True)
 
 
 def test_a_schedule_that_depends_on_rounds_keeps_their_number(kept, go_on, monkeypatch):

@@ -12,11 +12,13 @@ from functools import partial
 import pytest
 
 from varangian.config import load
+from varangian.experiments.audit.command import audit
 from varangian.launch import RunError, run
 from varangian.launch.checkpoints.folder import CheckpointFolder
 from varangian.launch.checkpoints.resume import resume, settings_of
 from varangian.launch.checkpoints.rewind import branch
 from varangian.launch.simulation.short_work import ShortWork
+from varangian.registry import ConfigError
 from varangian.state_file import read, write
 
 SMALL = (
@@ -204,6 +206,41 @@ def test_more_rounds_are_those_of_a_longer_run(simulations):
     end = simulations.go_on(short.folder, "rounds=8")
     assert (end.digest, end.rounds) == (longer.digest, 8)
     assert records(end.folder).keys() == records(longer.folder).keys()
+
+
+def test_one_that_cannot_go_on_so_is_left_as_it_was(simulations):
+    """With its result, its model and its settings; so it can go on otherwise."""
+    longer = simulations.carry_out("rounds=8")
+    made = simulations.carry_out(EVERY, "rounds=5")
+
+    def files():
+        found = (path for path in made.folder.rglob("*") if path.is_file() and path.name != "lock")
+        return {path.name: path.read_bytes() for path in found}
+
+    before = files()
+    with pytest.raises(RunError, match="does not fit these settings: A state should have an average"):
+        simulations.go_on(made.folder, "rounds=8", "ema={decay: 0.5, reference_batch: 8}", force=True)
+    assert files() == before
+    assert simulations.go_on(made.folder, "rounds=8").digest == longer.digest
+
+
+def test_an_audit_knows_the_settings_with_which_a_run_went_on(simulations):
+    made = simulations.carry_out(EVERY, "rounds=5", "server.keep_rows=4")
+    simulations.go_on(made.folder, "rounds=8", "optimizer.lr=0.25", force=True)
+    found = audit(made.folder, recompute=True)
+    assert not found.problems
+    assert "4 rounds, 4 to 7: recomputed from kept rows, the same bits" in found.facts
+    later = made.folder / "config.epoch-1.yaml"
+    later.write_text(later.read_text().replace("lr: 0.25", "lr: 0.5"))
+    assert audit(made.folder).problems == [
+        "config.epoch-1.yaml was changed: rounds.jsonl, line 6 (round 4), names another digest"
+    ]
+
+
+def test_the_best_checkpoint_is_that_of_a_score_of_the_run(simulations):
+    with pytest.raises(ConfigError, match=r"server\.checkpoint\.best: should be the name of a score"):
+        simulations.carry_out("server.checkpoint={every: 1, best: acuracy}")
+    simulations.carry_out("server.checkpoint={every: 1, best: train_loss}", "rounds=2")
 
 
 def test_the_checkpoint_of_a_real_server_is_none_of_a_simulation(simulations):

@@ -53,7 +53,10 @@ class Line:
     @property
     def configs(self) -> dict[str, str]:
         """Other settings with which the run went on in it: the name of their file, and its digest."""
-        found = (self.resumed or {}).get("config")
+        told = self.resumed or {}
+        found = told.get("config")
+        if isinstance(found, str):  # as an earlier version wrote it
+            found = {f"config.epoch-{told.get('epoch')}.yaml": found}
         pairs = found.items() if isinstance(found, dict) else ()
         return {name: value for name, value in pairs if CONFIG.fullmatch(name) and isinstance(value, str)}
 

@@ -22,6 +22,8 @@ ALLOWED = (
 """Settings that a run may go on with another value of: no round that was done would have been another."""
 OF_HONEST_WORKERS = ("worker.per_process",)
 """Allowed as well where nobody attacks: attackers of one process share what they remember."""
+FIXED = ("workers", "names", "f")
+"""Settings of which a checkpoint has its own: not even `--force` goes on with other ones."""
 
 
 @dataclass(frozen=True)
@@ -57,13 +59,14 @@ def refused(found: list[Change], config: RunConfig) -> list[Change]:
 
 def problems(found: list[Change]) -> list[Problem]:
     """A problem for each change that is refused, with both values."""
-    hint = "`--force` goes on with it, and records the change."
+    forced = "`--force` goes on with it, and records the change."
+    members = "A run keeps its workers; those of a server are changed by `varangian workers`."
     return [
         Problem(
             change.path,
             f"should be as in the run that goes on, {_shown(change.before)}",
             change.after,
-            hint,
+            members if change.path in FIXED else forced,
         )
         for change in found
     ]

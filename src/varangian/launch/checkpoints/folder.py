@@ -18,6 +18,7 @@ from varangian.aggregators.kernels import backend_for
 from varangian.config import RunConfig
 from varangian.config.identity import run_id
 from varangian.protos.layout import Layout
+from varangian.registry import ConfigError, Problem, suggestion
 from varangian.server.participation import PARTICIPATION
 from varangian.state_file import StateFile, StateFileError
 
@@ -94,6 +95,28 @@ class Score:
                 return cls(name, float(value), round)
             case _:
                 return None
+
+
+def check_best(config: RunConfig, names: Collection[str]) -> None:
+    """See that the score by which a checkpoint is the best is one of the run.
+
+    Args:
+        config: of the run.
+        names: of the scores of its evaluation but the loss.
+
+    Raises:
+        ConfigError: it is none.
+    """
+    checkpoint = config.server.checkpoint
+    best = None if checkpoint is None or config.checkpoint_every is None else checkpoint.best
+    scores = ["loss", *names]
+    average = [f"ema_{name}" for name in scores] if config.ema is not None else []
+    known = [*scores, *average, "train_loss"]
+    # Without an accuracy it is the loss, also by default.
+    if best is None or best == "accuracy" or best in known:
+        return
+    rule = "should be the name of a score of the run"
+    raise ConfigError([Problem("server.checkpoint.best", rule, best, suggestion(best, known))])
 
 
 class CheckpointFolder:

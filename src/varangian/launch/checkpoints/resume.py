@@ -16,7 +16,7 @@ from typing import Any
 from varangian.config import RunConfig, load
 from varangian.config.yaml_text import dump
 from varangian.files import settings_file, user_path
-from varangian.launch.checkpoints.changes import Change, changes, learning_rates, problems, refused
+from varangian.launch.checkpoints.changes import FIXED, Change, changes, learning_rates, problems, refused
 from varangian.launch.checkpoints.folder import CheckpointFolder, facts_of
 from varangian.launch.checkpoints.lock import FolderLock, has_ended
 from varangian.launch.checkpoints.resumed import Resumed
@@ -123,7 +123,7 @@ def resume(
     config = with_seed_of(config, before)
     found = changes(before, config)
     wrong = refused(found, config)
-    if wrong and not force:
+    if wrong := [change for change in wrong if change.path in FIXED or not force]:
         raise ConfigError(problems(wrong))
     checkpoints, members = CheckpointFolder(folder), MembersFile.read(folder)
     if (done := _done(folder)) >= config.rounds and (
@@ -142,7 +142,7 @@ def resume(
         plain = None if choice.file is None else choice.file.plain
         other = {} if plain is None else _other_facts(plain, config)
         code = _changed_code(folder, config)
-        text = dump(config.resolved()).encode()
+        documents = {f"config.epoch-{lock.epoch}.yaml": dump(config.resolved()).encode()} if found else {}
         resumed = Resumed(
             folder,
             lock,
@@ -151,8 +151,8 @@ def resume(
             plain,
             revoked=_revoked(folder, choice.round),
             members=members,
-            documents={f"config.epoch-{lock.epoch}.yaml": text} if found else {},
-            record=_record(found, text, other, code, choice.skipped),
+            documents=documents,
+            record=_record(found, documents, other, code, choice.skipped),
             parent=_written_as(plain, folder),
         )
     except BaseException:
@@ -334,7 +334,7 @@ def _others(before: Mapping[str, Any], now: Mapping[str, Any], names: Iterable[s
 
 def _record(
     found: Sequence[Change],
-    settings: bytes,
+    documents: Mapping[str, bytes],
     other: Mapping[str, Any],
     code: Mapping[str, Any],
     skipped: Sequence[str],
@@ -342,7 +342,7 @@ def _record(
     """What the record of rounds says of the start: what applies of changes, other facts and checkpoints."""
     known = {
         "changes": [change.plain() for change in found],
-        "config": digest(settings) if found else "",
+        "config": {name: digest(content) for name, content in documents.items()},
         "facts": dict(other),
         "own_code": dict(code),
         "skipped": list(skipped),
@@ -360,7 +360,8 @@ def _sentences(
     """Sentences about a run that goes on."""
     folder, round, last = resumed.folder, resumed.round, last_round(resumed.folder)
     if resumed.state is None:
-        yield f"{folder}: there is no checkpoint yet: round 0 begins again"
+        which = "that can be used" if resumed.record.get("skipped") else "yet"
+        yield f"{folder}: there is no checkpoint {which}: round 0 begins again"
     else:
         whole = f"{folder}: all {round} rounds are done; workers that come back are told so"
         yield whole if round == config.rounds else f"{folder} goes on with round {round} of {config.rounds}"

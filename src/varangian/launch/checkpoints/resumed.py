@@ -33,5 +33,5 @@ class Resumed:
     record: Mapping[str, Any] = field(default_factory=dict[str, Any])
     """What the record of the first round says of the start besides, as changed settings; as JSON has it."""
     parent: str = ""
-    """The name of the run that has written the checkpoint, where it is another one: this is a branch of it, or
-    its folder has a new name. Empty: the same."""
+    """The name under which the run has written the checkpoint, where it is another one: that of the run of
+    which this is a branch, or that of its folder before."""

@@ -107,6 +107,11 @@ class RunFolder:
         self._new = following is None
         self.mended = 0
         """Bytes of a last line that was not written to its end, and is cut off."""
+        self._before: dict[str, bytes | None] = {}
+        """What a run that goes on has written over or removed, until it has done a round; None: nothing."""
+        if following is not None:
+            new = {name: None for name in documents if not (path / name).exists()}
+            self._before = {RESULT: _content(path / RESULT), METRICS: _content(path / METRICS), **new}
         for name, content in documents.items():
             if not (path / name).exists():
                 write_atomically(path / name, content)
@@ -228,6 +233,7 @@ class RunFolder:
         """Queue the lines of a round; returns at once, and they are on disk soon after."""
         if self._resumed is not None:
             record, self._resumed = dataclasses.replace(record, resumed=self._resumed), None
+            self._before = {}
         line = self._chain.line(record.json(), self._rounds.lost) + "\n"
         self._size, self._lines = self._size + len(line), self._lines + 1
         self._rounds.write(line)
@@ -320,6 +326,18 @@ class RunFolder:
             if writer.lost and name not in self._elsewhere:
                 self.warn(f"{writer.lost} lines of {writer.name} are lost: they could not be written")
 
+    def take_back(self) -> bool:
+        """Whether this run goes on and has done no round since: then its folder is as it was before."""
+        if self._resumed is None:
+            return False
+        with contextlib.suppress(OSError):  # its checkpoints are there in any case
+            for name, content in self._before.items():
+                if content is None:
+                    (self.path / name).unlink(missing_ok=True)
+                else:
+                    write_atomically(self.path / name, content)
+        return True
+
     def discard(self) -> None:
         """Remove the folder of a run that did not begin; that of one that goes on stays."""
         if self._new:
@@ -410,6 +428,13 @@ def _line(values: Iterable[Any]) -> str:
     line = io.StringIO()
     csv.writer(line, lineterminator="\n").writerow(["" if value is None else value for value in values])
     return line.getvalue()
+
+
+def _content(path: Path) -> bytes | None:
+    """The content of a file; None if there is none that can be read."""
+    with contextlib.suppress(OSError):
+        return path.read_bytes()
+    return None
 
 
 def _remove_files(path: Path, names: Iterable[str]) -> None:
