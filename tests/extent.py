@@ -26,6 +26,11 @@ def patience(seconds: float) -> float:
     return seconds * factor()
 
 
+def for_everybody() -> list[str]:
+    """Settings of processes whose rounds have the vectors of all workers, however busy the machine is."""
+    return [f"server.{setting}={patience(60):.0f}" for setting in ("deadline", "wait_floor")]
+
+
 def factor() -> float:
     if FACTOR not in os.environ:
         os.environ[FACTOR] = f"{_measured():.2f}"

@@ -3,6 +3,7 @@
 import multiprocessing
 
 import pytest
+from tests.extent import for_everybody
 
 from varangian.config import load
 from varangian.launch import run
@@ -21,7 +22,7 @@ def carried_out(tmp_path):
             records.append(record)
             observe(record)
 
-        config = load(None, [*SMALL, f"output={tmp_path / 'runs'}", *settings])
+        config = load(None, [*SMALL, *for_everybody(), f"output={tmp_path / 'runs'}", *settings])
         result = run(config, observe=both, note=notes.append)
         assert multiprocessing.active_children() == []
         return result, records, [note for note in notes if not note.startswith(("memory:", "The latest"))]

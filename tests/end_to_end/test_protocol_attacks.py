@@ -3,6 +3,7 @@
 import json
 
 import pytest
+from tests.extent import for_everybody
 
 from varangian.config import load
 from varangian.launch import run
@@ -49,7 +50,7 @@ def carried_out(tmp_path, monkeypatch):
 
     def carry_out(*settings):
         notes = []
-        result = run(load(None, [*SMALL, "output=runs", *settings]), note=notes.append)
+        result = run(load(None, [*SMALL, *for_everybody(), "output=runs", *settings]), note=notes.append)
         return result, json.loads((result.folder / "result.json").read_text()), notes
 
     return carry_out

@@ -12,7 +12,7 @@ import time
 
 import pytest
 from tests.end_to_end.kit import PATIENCE, SMALL, Served, eventually, session_ends
-from tests.extent import patience
+from tests.extent import for_everybody, patience
 
 from varangian.cli.main import main
 from varangian.config import load
@@ -28,7 +28,7 @@ DEADLINE = round(min(patience(2), 8))
 def carried_out(tmp_path):
     def carry_out(*settings, observe=lambda record: None):
         notes = []
-        config = load(None, [*SMALL, f"output={tmp_path / 'runs'}", *settings])
+        config = load(None, [*SMALL, *for_everybody(), f"output={tmp_path / 'runs'}", *settings])
         result = run(config, observe=observe, note=notes.append)
         manifest = json.loads((result.folder / "manifest.json").read_text())
         assert manifest["memory"].startswith("memory: rows ")

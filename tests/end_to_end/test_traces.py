@@ -3,6 +3,7 @@
 from collections import Counter
 
 import pytest
+from tests.extent import for_everybody
 from tests.server.observability.test_tracing import collector  # noqa: F401
 
 from varangian.server.observability.tracing import ids_of
@@ -27,7 +28,7 @@ def test_rounds_with_their_calls_and_phases(started, collector, monkeypatch, tmp
     pytest.importorskip("opentelemetry.exporter.otlp.proto.http")
     monkeypatch.setenv("OTEL_EXPORTER_OTLP_ENDPOINT", f"http://127.0.0.1:{collector.server_port}")
     settings = ("workers=5", "f=1", "aggregator=multi_krum", "rounds=3", "output=runs")
-    run = started("run", *settings, "server.traces=true", "worker.traces=true")
+    run = started("run", *settings, *for_everybody(), "server.traces=true", "worker.traces=true")
     _, errors = run.communicate()
     assert run.returncode == 0, errors
     (folder,) = (tmp_path / "runs").iterdir()

@@ -7,6 +7,7 @@ import math
 
 import pytest
 import torch
+from tests.extent import for_everybody
 from tests.launch.simulation.test_resume import Simulations
 
 import varangian
@@ -138,7 +139,7 @@ ALIKE = [
 @pytest.mark.parametrize("settings", ALIKE)
 def test_processes_and_simulation_end_with_the_same_digest(carry_out, settings):
     """Over sockets without workers of their own: `tests/serving/test_buffers.py`."""
-    apart = carry_out(*settings, "backend=processes")
+    apart = carry_out(*settings, *for_everybody(), "backend=processes")
     together = carry_out(*settings, "backend=simulate")
     assert (apart.digest, apart.loss) == (together.digest, together.loss)
     robust = "buffers=robust" in settings

@@ -3,6 +3,7 @@
 import pytest
 import torch
 from safetensors.torch import load_file
+from tests.extent import for_everybody
 
 from varangian.config import load
 from varangian.launch import run
@@ -56,7 +57,7 @@ def test_deltas_count_once_over_the_wire(carried_out, small, wire):
         "worker.local_steps=2",
     ]
     simulated, _, _ = carried_out(*settings)
-    config = small(*settings, "backend=processes")
+    config = small(*settings, *for_everybody(), "backend=processes")
     served = run(config, observe=lambda record: None, note=lambda text: None)
     assert served.digest == simulated.digest
     assert load(served.folder / "config.yaml") == config
@@ -88,6 +89,6 @@ def test_what_attackers_remember_is_the_same_in_processes(carried_out, small, mo
         *("workers=6", "rounds=4", "worker.per_process=5", f"worker.momentum={momentum}"),
     ]
     simulated, _, _ = carried_out(*settings)
-    config = small(*settings, "backend=processes")
+    config = small(*settings, *for_everybody(), "backend=processes")
     served = run(config, observe=lambda record: None, note=lambda text: None)
     assert served.digest == simulated.digest

@@ -4,6 +4,7 @@ import json
 from pathlib import Path
 
 import pytest
+from tests.extent import for_everybody
 
 from varangian.experiments.audit.command import audit
 from varangian.launch import run
@@ -74,7 +75,9 @@ def test_processes_and_simulation_have_one_digest(small, way):
     digests, gated = set(), []
     for backend in ("processes", "simulate"):
         records = []
-        digests.add(run(small(*settings, f"backend={backend}"), observe=records.append).digest)
+        digests.add(
+            run(small(*settings, *for_everybody(), f"backend={backend}"), observe=records.append).digest
+        )
         gated.append([record.gated for record in records])
     assert len(digests) == 1
     assert gated[0] == gated[1]

@@ -6,6 +6,7 @@ from collections.abc import Collection, Iterator
 from dataclasses import dataclass
 
 import pytest
+from tests.extent import for_everybody
 
 from varangian.cli.commands.check import verdict
 from varangian.config import load
@@ -67,7 +68,7 @@ SETTINGS = ["data=synthetic", "model=softmax", "workers=5", "f=1", "aggregator=m
 def test_it_runs_the_same_in_simulation_and_in_processes(tmp_path):
     records, results = {"simulate": [], "processes": []}, []
     for backend, observed in records.items():
-        settings = ["participation=rotation", f"backend={backend}", f"output={tmp_path}"]
+        settings = ["participation=rotation", f"backend={backend}", f"output={tmp_path}", *for_everybody()]
         config = load(None, [*SETTINGS, *settings])
         results.append(run(config, observe=observed.append, note=lambda text: None))
     assert [(result.outcome, result.rounds) for result in results] == [("finished", 6)] * 2
