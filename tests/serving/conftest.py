@@ -1,6 +1,7 @@
 """A server of a program over real sockets, with workers in a thread."""
 
 import pytest
+from tests.extent import patience
 from tests.serving.own import net, workers
 
 import varangian
@@ -25,7 +26,7 @@ def served(tmp_path):
             proofs = {name: running.token(name) for name in server.config.worker_names}
             more = {"layout": layout} | ({} if vector is None else {"vector": vector})
             with workers(running.address, proofs, module, **more) as (seen, reasons):
-                result = running.result(60)
+                result = running.result(patience(60))
         return result, module, seen, reasons, notes
 
     return serve

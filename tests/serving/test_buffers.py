@@ -8,6 +8,7 @@ from copy import deepcopy
 
 import pytest
 import torch
+from tests.extent import patience
 from torch import nn
 
 import varangian
@@ -70,9 +71,9 @@ def served(tmp_path):
             threads = [threading.Thread(target=work, args=(name,)) for name in server.config.worker_names]
             for thread in threads:
                 thread.start()
-            result = running.result(60)
+            result = running.result(patience(60))
             for thread in threads:
-                thread.join(60)
+                thread.join(patience(60))
         assert not failed, failed
         return result, module, modules
 
@@ -208,7 +209,7 @@ def test_outer_steps_send_what_inner_steps_have_made_of_them(tmp_path):
                 inner.step()
                 outer.step()
                 step += 1
-        running.result(60)
+        running.result(patience(60))
     assert step == module[1].num_batches_tracked == 6
     assert torch.equal(module[1].running_mean, model[1].running_mean)
     assert torch.allclose(module[0].weight, model[0].weight, atol=1e-6)

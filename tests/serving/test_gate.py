@@ -6,6 +6,7 @@ import threading
 
 import pytest
 import torch
+from tests.extent import patience
 from tests.serving.own import net, pull_to_zero
 
 from varangian import Server, connect
@@ -57,9 +58,9 @@ def test_its_worker_hears_of_weight_0_and_of_no_refusal(tmp_path, aggregator):
         threads = [threading.Thread(target=work, args=given) for given in signs.items()]
         for thread in threads:
             thread.start()
-        running.result(60)
+        running.result(patience(60))
         for thread in threads:
-            thread.join(60)
+            thread.join(patience(60))
     assert all(outcome.accepted for found in outcomes.values() for outcome in found)
     heard = {name: {outcome.weight for outcome in found[1:]} for name, found in outcomes.items()}
     others = pytest.approx(1 / 3) if aggregator == "mean" else None

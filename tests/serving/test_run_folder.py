@@ -6,6 +6,7 @@ import urllib.request
 
 import pytest
 import torch
+from tests.extent import patience
 from tests.serving.own import net, workers
 from torch import nn
 
@@ -36,7 +37,7 @@ def test_the_page_has_the_scores(tmp_path):
     with server.start(note=notes.append) as running:
         proofs = {name: server.token(name) for name in ("w00", "w01")}
         with workers(running.address, proofs, module):
-            running.result(60)
+            running.result(patience(60))
     assert pages, notes
     assert "length" in pages[0]["scores"]
     assert pages[0]["facts"]["model, data"] == "Sequential (own), own"
@@ -88,7 +89,7 @@ def test_a_run_goes_on_in_its_folder_with_its_settings(served, tmp_path):
     with server.start(resume=half.folder) as running:
         names = ("w00", "w01", "w02")
         with workers(running.address, {name: running.token(name) for name in names}, module) as (seen, _):
-            result = running.result(60)
+            result = running.result(patience(60))
     assert seen["w00"] == [4, 5]
     assert {"length", "ema_length"} <= set(result.metrics)
     assert varangian.load(result.folder, ema=True).keys() == module.state_dict().keys()

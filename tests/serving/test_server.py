@@ -152,7 +152,7 @@ def test_a_program_can_stop_its_server(tmp_path):
         held.append(running)
         proofs = {name: server.token(name) for name in ("w00", "w01")}
         with workers(running.address, proofs, module) as (_, reasons):
-            result = running.result(60)
+            result = running.result(patience(60))
     assert stopped.is_set()
     assert (result.outcome, result.reason) == ("interrupted", "it is good enough")
     assert set(reasons.values()) == {"it is good enough"}
@@ -330,7 +330,7 @@ def test_functions_of_the_user_that_take_sentences_end_nothing(tmp_path, caplog)
     server = varangian.Server(net(), workers=1, f=0, aggregator="mean", output=str(tmp_path))
     with server.start(note=fails) as running:
         running.stop("enough")
-        assert running.result(60).reason == "enough"
+        assert running.result(patience(60)).reason == "enough"
     assert any("serving at" in text and "OSError: no terminal" in text for text in caplog.messages)
     with pytest.raises(RunError, match="`ready` failed: ZeroDivisionError"):
         server.serve(ready=lambda address: 1 / 0)

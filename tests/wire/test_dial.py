@@ -6,6 +6,7 @@ import pathlib
 import re
 
 import pytest
+from tests.extent import patience
 from tests.wire.kit import Run, all_worked
 
 from varangian.cli.commands.doctor.command import Asked, examine
@@ -51,7 +52,7 @@ async def test_a_run_on_this_machine_needs_no_proxy(name, monkeypatch):
     found = {}
     run = Run(rounds=1)
     async with run.served() as address:
-        found["round"] = (await asyncio.to_thread(status, address, 10)).round
+        found["round"] = (await asyncio.to_thread(status, address, patience(20))).round
         await all_worked(run, address)
         run.stop.set()
     assert found["round"] == 0
@@ -63,7 +64,7 @@ async def test_a_proxy_that_was_asked_for_leads_to_a_server_elsewhere(monkeypatc
         tunnel = Tunnel(address)
         async with await asyncio.start_server(tunnel.serve, "127.0.0.1", 0) as server:
             monkeypatch.setenv(PROXY, "http://127.0.0.1:{1}".format(*server.sockets[0].getsockname()))
-            reply = await asyncio.to_thread(status, "server.example:50051", 10)
+            reply = await asyncio.to_thread(status, "server.example:50051", patience(20))
             assert (reply.round, tunnel.asked) == (0, [[b"CONNECT", b"server.example:50051"]])
         run.stop.set()
 

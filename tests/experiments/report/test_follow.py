@@ -7,6 +7,7 @@ import urllib.parse
 
 import pytest
 from tests.experiments.report.conftest import learning, settings
+from tests.extent import patience
 
 from varangian.experiments.report.follow import LivePage, PageServer, follow
 
@@ -30,7 +31,7 @@ def served(going):
 
 def ask(server, *, host=None, path=None, **headers):
     place = urllib.parse.urlsplit(server.url)
-    connection = http.client.HTTPConnection(place.hostname, place.port, timeout=10)
+    connection = http.client.HTTPConnection(place.hostname, place.port, timeout=patience(20))
     given = {"Host": host or place.netloc} | {
         name.replace("_", "-"): value for name, value in headers.items()
     }

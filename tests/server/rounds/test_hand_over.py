@@ -8,6 +8,7 @@ from concurrent.futures import Executor, Future
 
 import pytest
 import torch
+from tests.extent import patience
 from tests.server.rounds.kit import Driven
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
@@ -176,5 +177,5 @@ async def test_a_stop_ends_an_idle_run(time):
     async with driven(time) as run:
         await run.coordinator.until_idle()
         run.stop.set()
-        assert await asyncio.wait_for(run.ended(), 10) == "stopped on request"
+        assert await asyncio.wait_for(run.ended(), patience(20)) == "stopped on request"
         assert run.coordinator.idle

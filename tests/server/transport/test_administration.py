@@ -103,7 +103,7 @@ class World:
 
     def client(self, name):
         bundle = Bundle.load(self.path / name)
-        return Client(self.address, name, bundle, LAYOUT, backoff=Backoff(tries=1), idle=10)
+        return Client(self.address, name, bundle, LAYOUT, backoff=Backoff(tries=1), idle=patience(20))
 
     async def call(self, holder, method, request):
         """The reply to a call with the certificate of this holder, or its code and sentence."""

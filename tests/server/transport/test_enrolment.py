@@ -6,6 +6,7 @@ import ssl
 import grpc
 import pytest
 from tests.enrolling import enrolling
+from tests.extent import patience
 
 from varangian.pki import x509
 from varangian.protos import ps_pb2, ps_pb2_grpc
@@ -36,7 +37,7 @@ async def enrol(channel, **fields):
     """The reply, or the code of the refusal."""
     try:
         stub = ps_pb2_grpc.ParameterServerStub(channel)
-        return await stub.Enrol(ps_pb2.EnrolRequest(**fields), timeout=10)
+        return await stub.Enrol(ps_pb2.EnrolRequest(**fields), timeout=patience(20))
     except grpc.aio.AioRpcError as error:
         return dict(error.trailing_metadata() or ()).get(CODE) or error.code()
 
@@ -77,7 +78,7 @@ async def test_the_port_knows_no_other_call(cluster, tmp_path):
         )
         for call, message in calls:
             with pytest.raises(grpc.aio.AioRpcError) as caught:
-                await call(message, timeout=10)
+                await call(message, timeout=patience(20))
             assert caught.value.code() is grpc.StatusCode.UNIMPLEMENTED
 
 
@@ -110,7 +111,7 @@ async def test_hostile_bytes(cluster, tmp_path):
         many_fields = b"\x20\x01" * 3000
         for content in (b"\xff" * 100, many_fields, b"\x0a\xff\xff\xff\xff\x0f", bytes(1 << 20)):
             with pytest.raises(grpc.aio.AioRpcError) as caught:
-                await call(content, timeout=10)
+                await call(content, timeout=patience(20))
             codes.append(dict(caught.value.trailing_metadata() or ()).get(CODE) or caught.value.code())
         assert codes == ["MALFORMED", "MALFORMED", "MALFORMED", grpc.StatusCode.RESOURCE_EXHAUSTED]
         for request in (b"x" * 6000, b"", asked("w16"), asked()[:-60]):

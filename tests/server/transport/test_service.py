@@ -317,7 +317,12 @@ async def test_a_push_is_told_the_weight_of_the_last_row_of_its_worker():
 
 
 async def test_a_round_in_which_every_payload_is_in_one_message():
-    async with world(rounds=1) as this, this.raw("w00") as a, this.raw("w01") as b, this.raw("w02") as c:
+    async with (
+        world(rounds=1, limits=replace(LIMITS, grace=20.0)) as this,
+        this.raw("w00") as a,
+        this.raw("w01") as b,
+        this.raw("w02") as c,
+    ):
         assert (await a.join()).inline
         reply = await a.pull_inline()
         assert (reply.manifest.round, reply.payload) == (0, ZEROS)
@@ -327,9 +332,10 @@ async def test_a_round_in_which_every_payload_is_in_one_message():
             assert not (await worker.push_inline(data)).duplicate
         assert (await a.push_inline(data)).duplicate
         await c.push(0, torch.full((8,), 2.0))
-        while (reply := await a.pull_inline(0)).HasField("again"):
-            pass
-        assert reply.finished.reason == "all 1 rounds are done"
+        for worker in (a, b, c):
+            while (reply := await worker.pull_inline(0)).HasField("again"):
+                pass
+            assert reply.finished.reason == "all 1 rounds are done"
         assert torch.equal(this.learner.parameters, torch.full((8,), -2.0))
 
 

@@ -8,6 +8,7 @@ from types import SimpleNamespace
 
 import grpc.aio
 import pytest
+from tests.extent import patience
 
 from varangian.protos.contract import Contract
 from varangian.protos.identity.bundle import Bundle, Role
@@ -48,7 +49,7 @@ def serving():
 
 
 def client(address, name, bundle):
-    return Client(address, name, Bundle.load(bundle), LAYOUT, backoff=Backoff(tries=1), idle=10)
+    return Client(address, name, Bundle.load(bundle), LAYOUT, backoff=Backoff(tries=1), idle=patience(20))
 
 
 async def joined(serving, path, name, bundle):
@@ -120,7 +121,7 @@ async def test_a_revoked_worker_is_refused_without_a_restart(serving, authority)
 
 async def test_nobody_joins_without_a_certificate(serving, bundles):
     async with serving(bundles / "ours") as (address, sessions):
-        stranger = Client(address, "w00", "0" * 64, LAYOUT, backoff=Backoff(tries=1), idle=5)
+        stranger = Client(address, "w00", "0" * 64, LAYOUT, backoff=Backoff(tries=1), idle=patience(20))
         async with stranger:
             with pytest.raises(ClientError, match="could not join"):
                 await stranger.join()
