@@ -221,7 +221,7 @@ async def test_a_lie_about_the_size_is_refused_or_never_read(what, way):
 
 
 async def test_rounds_go_on_while_the_server_waits_for_bytes_that_never_come():
-    limits = Limits(idle=90.0, status=0.0, grace=0.1)
+    limits = Limits(idle=90.0, status=0.0, grace=20.0)
     run = Run(ROUNDS, LAYOUT, deadline=0.01, rule=Median(), requires=all_honest, limits=limits)
     async with run.served() as address:
         token = run.sessions.token(ATTACKER)
