@@ -1,14 +1,13 @@
 """Coordinator of a run: carries out what the protocol decides. `_round` is one round from top to bottom.
 
-Everything here runs on one event loop, except for aggregation, step and evaluation, which run in the
-compute thread: so the loop answers at all times.
+Everything here runs on one event loop. What takes long, aggregation, step and evaluation, is `Computation`
+and runs in the compute thread: so the loop answers at all times.
 """
 
 from __future__ import annotations
 
 import asyncio
 import logging
-import time
 from collections import deque
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Executor
@@ -32,13 +31,9 @@ from varangian.protos.refusals import Refusal
 from varangian.protos.text import escape
 from varangian.server.observability.record import (
     Evaluate,
-    Evaluation,
     LastWeight,
     Observe,
     RoundRecord,
-    record_of_skip,
-    record_of_step,
-    scores_of,
 )
 from varangian.server.observability.status import Status
 from varangian.server.protocol.events import (
@@ -74,12 +69,13 @@ from varangian.server.protocol.membership import effect_of, with_members
 from varangian.server.protocol.state import Phase, RunState
 from varangian.server.rounds.checkpointing import Checkpointing, Keeper, KeepRows, Plain
 from varangian.server.rounds.clock import MONOTONIC, Alarm, Clock, LatestValue
+from varangian.server.rounds.computation import Computation
 from varangian.server.rounds.executor import ComputeThread
 from varangian.server.rounds.membership import MemberChange
 from varangian.server.rounds.pulls import Pulls
 from varangian.server.rounds.windowed import WindowedRounds, WindowListener
 from varangian.server.rows.slot import NOT_FINITE, Overtaken, Slot, SlotListener
-from varangian.server.rows.source import Pushed, RowSource, StepInput
+from varangian.server.rows.source import Pushed, RowSource
 from varangian.server.rows.storage import (
     HandedStorage,
     LentRows,
@@ -89,8 +85,8 @@ from varangian.server.rows.storage import (
     allocate_rows,
 )
 from varangian.server.training.gate import HeldOutGate
-from varangian.server.training.learner import Aggregation, Learner
-from varangian.server.training.parameters import Snapshot, Version
+from varangian.server.training.learner import Learner
+from varangian.server.training.parameters import Snapshot
 from varangian.server.weak_methods import weakly
 
 __all__ = ["Clock", "Coordinator", "Overtaken", "Slot", "Snapshot", "Status"]
@@ -105,17 +101,6 @@ REASON = 200
 """Characters of what a worker gives as its reason."""
 Task: TypeAlias = Close | Skip | Forget | Members | Finish | Exception
 """An effect that is carried out in the order in which the machine decided it."""
-
-
-def _hex_digest(version: Version) -> str | None:
-    """The digest of parameters; None of those on a device that nobody has asked for."""
-    there = version.encoded or version.parameters.device.type == "cpu"
-    return version.digest.hex() if there else None
-
-
-def evaluation_is_due(round: int, rounds: int, every: int) -> bool:
-    """Whether held-out data is looked at after this round: every so often, and after the last."""
-    return (round + 1) % every == 0 or round + 1 == rounds
 
 
 class Coordinator:
@@ -178,12 +163,11 @@ class Coordinator:
         self._learner = learner
         self._observe = observe
         self._clock, self._now = clock, clock.now
-        self._evaluate, self._evaluate_every = evaluate, evaluate_every
-        self._row_source, self._keep_rows = row_source or Pushed(), keep_rows
-        self._gate = gate
-        self._left_out: tuple[int, dict[str, float]] = (-1, {})
-        """The last round with a gate, and whom that left out."""
+        self._row_source = row_source or Pushed()
         self._compute = ComputeThread(executor, threads)
+        self._computation = Computation(
+            learner, self._row_source, machine.policy, evaluate, evaluate_every, keep_rows, gate
+        )
         self._d = learner.parameters.numel()
         self._windowed: WindowedRounds | None = None
         if window:
@@ -205,13 +189,10 @@ class Coordinator:
             self._windowed.slot_listener if self._windowed else SlotListener(weakly(self._refusal))
         )
         self._slots: dict[Worker, Slot] = {}
-        self._given = -1
-        """The last round whose rows were given to the rule, whatever came of it."""
         self._digests: dict[int, dict[Worker, str]] = {}
         """Of the vectors that count, by round, until the record of the round is made."""
         self._row_dtype: RowDtype = rows
         self._rows_folder = rows_folder
-        self._row_workers = machine.policy.workers
         self.weights: dict[Worker, LastWeight] = {}
         """Of each worker of whom there was a row in an aggregate since this server has started."""
         self._expelled = frozenset[Worker]()
@@ -229,7 +210,7 @@ class Coordinator:
         self._alarm = Alarm(clock, weakly(self._tick))
         self.checkpointing = Checkpointing(machine, learner, self._row_source, keeper, connected)
         if state is not None:
-            self._given = self.checkpointing.restore(state, partial(self._put_back, rows))
+            self._computation.given = self.checkpointing.restore(state, partial(self._put_back, rows))
         self._grace: Callable[[], Seconds] = float
         self._why: Callable[[], str] = str
         self._grace_lasts = self._stopped = False
@@ -400,7 +381,7 @@ class Coordinator:
         self.checkpointing.begin_with(machine.state)
         members = effect_of(before, machine.policy, self.round)
         self._membership[self.round] = change.record(members)
-        self._change_rows(change)
+        self._computation.change(change)
 
     async def snapshot(self, after: int, patience: Seconds) -> Snapshot | None:
         """As `Pulls.snapshot`."""
@@ -507,20 +488,26 @@ class Coordinator:
         log.debug("%s", ended.because)
         pushes = self._digests[ended.round] or None
         if isinstance(ended, Skip):
-            evaluation = await self._skipped(ended)
+            evaluation = None
+            if self._computation.takes_time(ended):
+                read = ended.workers if self._computation.reads(ended) else ()
+                evaluation = await self._compute.run(
+                    self._computation.skip, ended, self._storage.rows(read)
+                )
             self._storage.release(ended.workers)
             del self._digests[ended.round]
-            parameters = _hex_digest(self._learner.version)
-            record = record_of_skip(ended, evaluation, pushes, parameters)
-            round, gated = self._left_out
-            await self._record(replace(record, gated=gated) if round == ended.round else record)
+            await self._record(self._computation.record_of_skip(ended, evaluation, pushes))
             return None
         try:
             # In a window the update was aggregated while its rows came.
             windowed = await self._windowed.aggregation(ended) if self._windowed else None
-            self._given = ended.round
             record = await self._compute.run(
-                self._step, ended, self._storage.rows(ended.workers), windowed, self._model.latest.version
+                self._computation.step,
+                ended,
+                self._machine.policy.f,
+                self._storage.rows(ended.workers),
+                windowed,
+                self._model.latest.version,
             )
         except AggregationError as error:
             self._handle(Skipped(ended.round, f"round {ended.round}: {error}", self._now()))
@@ -561,15 +548,14 @@ class Coordinator:
             return
         while self._tasks and isinstance(task := self._tasks[0], Forget | Members):
             self._tasks.popleft()
-            if isinstance(task, Forget):
-                await self._compute.run(self._row_source.forget, task.worker)
-            else:
-                await self._compute.run(self._change_rows, self._changes.pop(task.round))
+            await self._catch_up(task)
         state, members = self.checkpointing.state, self._machine.policy
         held = self._storage.rows(state.held)
         self._storage.hold(held)
         try:
-            await self._compute.run(self.checkpointing.copy, state, members, held, self._given, more or {})
+            await self._compute.run(
+                self.checkpointing.copy, state, members, held, self._computation.given, more or {}
+            )
         finally:
             self._storage.release(held)
 
@@ -579,81 +565,20 @@ class Coordinator:
         self._storage.lend(worker, self.round)
         self._handed.keep(worker, row.to(self._learner.parameters.device), dtype)
 
-    async def _skipped(self, skip: Skip) -> Evaluation | None:
-        """See that a round without an update is remembered where rounds are, and evaluate if it is due."""
-        source = self._row_source
-        new = source.remembers and self._given != skip.round
-        rows = self._storage.rows(skip.workers) if new else {}
-
-        def remember() -> Evaluation | None:
-            source.skip(skip, self._learner.split(rows)[0])
-            return self._evaluated(skip.round)[0]
-
-        if source.remembers or evaluation_is_due(skip.round, self.rounds, self._evaluate_every):
-            return await self._compute.run(remember)
-        return None
-
-    def _step(
-        self,
-        close: Close,
-        rows: Mapping[Worker, Tensor],
-        windowed: Aggregation | None,
-        before: Version,
-    ) -> RoundRecord:
-        """Aggregate, step and evaluate: all of a round that takes time, in one visit to the thread.
-
-        Raises:
-            AggregationError: the round has no update.
-        """
-        vectors, buffers = self._learner.split(rows)
-        inputs = replace(self._row_source.step_input(close, vectors), buffers=buffers)
-        if self._keep_rows is not None:
-            if inputs.earlier is None:
-                inputs = inputs.measured(self._learner.reference)
-            self._keep_rows(close, inputs, self._learner.state())
-        gated, measured = self._gated(close, inputs)
-        inputs = inputs.without(gated)
-        step = self._learner.step(
-            close.round,
-            inputs.rows,
-            close.faults,
-            mix=inputs.mix,
-            measure=inputs.measure,
-            aggregation=inputs.aggregation or windowed,
-            fresh=inputs.fresh,
-            buffers=inputs.buffers,
-        )
-        version = self._learner.version
-        if before.encoded:  # workers pull over the network, and the loop has no time for a digest
-            _ = version.digest
-        # Evaluate, before the next round opens: so it takes nothing from the deadline of that round.
-        evaluation, seconds = self._evaluated(close.round)
-        seconds = {**measured, **seconds}
-        return record_of_step(close, step, inputs.ages, evaluation, seconds, _hex_digest(version), gated)
-
-    def _gated(self, close: Close, inputs: StepInput) -> tuple[dict[str, float], dict[str, Seconds]]:
-        """Workers that the gate leaves out of this round, and the seconds that it took."""
-        if self._gate is None or not self._gate.is_due(close.round):
-            return {}, {}
-        start, f = time.perf_counter(), self._machine.policy.f
-        found = self._gate.left_out(
-            close.round, self._learner, inputs.rows, close.faults, f, inputs.factors
-        )
-        self._left_out = close.round, found
-        return found, {"gate": time.perf_counter() - start}
-
     async def _ended(self, stop: asyncio.Event) -> Close | Skip | Finish:
         """The end of the round that is being received."""
-        while True:
-            match task := await self._next(stop):
-                case Forget(worker):
-                    await self._compute.run(self._row_source.forget, worker)
-                case Members(round):
-                    await self._compute.run(self._change_rows, self._changes.pop(round))
-                case Exception():
-                    raise task
-                case _:
-                    return task
+        while isinstance(task := await self._next(stop), Forget | Members):
+            await self._catch_up(task)
+        if isinstance(task, Exception):
+            raise task
+        return task
+
+    async def _catch_up(self, task: Forget | Members) -> None:
+        """Let rows and rule follow a worker that is gone, or a change of members."""
+        if isinstance(task, Forget):
+            await self._compute.run(self._computation.forget, task.worker)
+        else:
+            await self._compute.run(self._computation.change, self._changes.pop(task.round))
 
     async def _next(self, stop: asyncio.Event) -> Task:
         """The next effect to carry out; a stop comes after what is due already."""
@@ -690,15 +615,6 @@ class Coordinator:
         """Let `_next` look again."""
         if self._more is not None and not self._more.done():
             self._more.set_result(None)
-
-    def _evaluated(self, round: int) -> tuple[Evaluation | None, dict[str, Seconds]]:
-        """The evaluation after this round, if one is due, and the seconds that it took."""
-        if not evaluation_is_due(round, self.rounds, self._evaluate_every):
-            return None, {}
-        start = time.perf_counter()
-        evaluation = self._evaluate(self._learner.parameters)
-        self._learner.scored(scores_of(evaluation))
-        return evaluation, {"evaluate": time.perf_counter() - start}
 
     def _handle(self, event: Event) -> Refusal | None:
         """Give an event to the machine, start what follows, and return why it was refused, if it was."""
@@ -759,13 +675,6 @@ class Coordinator:
             self.pulls.dismiss(worker, f"{worker} has left the run: {change.gone[worker]}")
         self._membership[members.round] = change.record(members)
         self._add(members)
-
-    def _change_rows(self, change: MemberChange) -> None:
-        """Change the rows and the rule of the rounds to come; in the compute thread."""
-        if change.policy.workers != self._row_workers:
-            self._row_workers = change.policy.workers
-            self._row_source.change(change.policy.workers, change.participants)
-        self._learner.change(change.aggregator, change.weights)
 
     def _publish(self) -> None:
         """Tell those who wait for a model that another round is open, or that the run is finished."""

@@ -18,7 +18,8 @@ from varangian.protos.payloads.encoding import payload_digest
 from varangian.server.participation.sync import Everyone
 from varangian.server.protocol.events import Refusal
 from varangian.server.protocol.state import RunPolicy
-from varangian.server.rounds.coordinator import Overtaken, evaluation_is_due
+from varangian.server.rounds.computation import evaluation_is_due
+from varangian.server.rounds.coordinator import Overtaken
 from varangian.server.training.learner import Learner
 from varangian.server.training.optimizers import Sgd
 
