@@ -18,6 +18,7 @@ with warnings.catch_warnings():
     import lightning.pytorch as lightning
 
 from varangian.lightning import Robust
+from varangian.torch import Reduction
 
 RANKS = pathlib.Path(__file__).with_name("ranks.py")
 
@@ -64,6 +65,17 @@ def test_the_state_is_that_of_the_reduction():
     assert robust.state_dict() == {}
     robust.load_state_dict({"reduction": {"version": 1}})
     assert robust._state == {"version": 1}
+
+
+def test_the_momentum_of_one_rank_is_not_that_of_all():
+    """A checkpoint has the state of rank 0 alone."""
+    robust = Robust("median", momentum=0.9)
+    robust.reduction = Reduction("median", momentum=0.9)
+    state = robust.reduction.state_dict() | {"rank": 0, "momentum": {"weight": torch.ones(4)}}
+    robust.reduction.load_state_dict(state)
+    kept = robust.state_dict()["reduction"]
+    assert (kept["rank"], kept["momentum"]) == (None, {})
+    Reduction("median", momentum=0.9).load_state_dict(kept)
 
 
 def test_an_option_that_there_is_not_is_an_error_at_once():

@@ -1,6 +1,7 @@
 """`robust`: DistributedDataParallel with a rule in the place of its average, on real processes."""
 
 import json
+import math
 import subprocess
 import sys
 import warnings
@@ -600,6 +601,137 @@ def test_an_opposed_rank_is_left_out_if_that_is_asked_for(spec, tmp_path):
             assert record.dropped == ()
         assert opposed[5:8] == [True] * 3
         assert str(records[4:8]) == str(records[8:])  # NaN is not equal to itself
+
+
+def runs_out_of_batches(rank, spec, f):
+    """Steps of ranks of which one has fewer batches than the others."""
+    torch.manual_seed(7)
+    model = Net()
+    wrapped = DistributedDataParallel(model, find_unused_parameters=True, **SMALL)
+    records, errors = [], []
+    robust(wrapped, spec, f, on_step=records.append, on_suspect=print)
+    learn = torch.optim.SGD(model.parameters(), lr=0.1)
+    with wrapped.join():
+        for place in range(2 if rank == 1 else 6):
+            model.zero_grad()
+            bad = {0: float("nan"), 2: float("nan")} if place == 4 and f else {}
+            try:
+                own_gradient(wrapped, rank, place, bad, False, torch.float32).backward()
+                learn.step()
+            except AggregationError as error:
+                errors.append(str(error))
+    return records, errors, flat([p.detach() for p in model.parameters()])
+
+
+@pytest.mark.slow
+@pytest.mark.exhaustive
+@pytest.mark.parametrize(("spec", "f"), [("mean", 0), ("median", 1)])
+def test_a_rank_without_batches_takes_part_with_zeros(spec, f, tmp_path):
+    """As DDP's `join` has it; an error is not raised where there is no backward pass."""
+    answers = on_ranks(3, runs_out_of_batches, tmp_path, spec, f)
+    for rank, (records, errors, parameters) in enumerate(answers):
+        assert len(records) == 6
+        assert str(records) == str(answers[0][0])
+        assert torch.equal(parameters, answers[0][2])
+        assert len(errors) == (1 if f and rank != 1 else 0)
+        if not f:  # the mean of gradients of which one is zero
+            assert math.isnan(records[5].agreement[1])
+
+
+def resumes_by_hand(rank, spec, beta):
+    """Steps of a model that the reduction does not know, and those of another one with its state."""
+    from varangian.torch import robust_hook
+
+    found, state = [], None
+    for _ in range(2):
+        torch.manual_seed(7)
+        model = Net()
+        wrapped = DistributedDataParallel(model, find_unused_parameters=True, **SMALL)
+        reduction = Reduction(spec, 1, momentum=beta)
+        wrapped.register_comm_hook(reduction, robust_hook)
+        if state:
+            reduction.load_state_dict(state)
+        for place in range(2 if state else 0, 4):
+            model.zero_grad()
+            own_gradient(wrapped, rank, place, {}, True, torch.float32).backward()
+            state = reduction.state_dict() if place == 1 else state
+        found.append(flat([p.grad for p in model.parameters()]))
+    return found, state["rank"], sorted({**state["reference"], **state["momentum"]})
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("spec", "beta"), [("centered_clipping", 0.0), ("arc+caf", 0.9)])
+def test_a_hook_that_is_registered_by_hand_resumes_with_the_same_bits(spec, beta, tmp_path):
+    for rank, ((one, other), of, names) in enumerate(on_ranks(3, resumes_by_hand, tmp_path, spec, beta)):
+        assert torch.equal(one, other)
+        assert of == (rank if beta else None)
+        assert names == [*map(str, range(7))]
+
+
+def loads_of_others(rank):
+    """What is said of the momentum of another rank, and of tensors that do not fit; and a state before."""
+
+    def wrapped():
+        return DistributedDataParallel(nn.Linear(2, 2))
+
+    first, said = wrapped(), []
+    reduction = robust(first, "median", 1, momentum=0.9)
+    first(torch.ones(1, 2)).sum().backward()
+    state = reduction.state_dict()
+    momentum = {name: torch.ones(9) for name in state["momentum"]}
+    wrong = [
+        {**state, "rank": (rank + 1) % 3},
+        {**state, "momentum": {"other": torch.ones(4)}},
+        {**state, "momentum": momentum},
+    ]
+    for each in wrong:
+        second = wrapped()
+        other = robust(second, "median", 1, momentum=0.9)
+        try:
+            other.load_state_dict(each)
+            second(torch.ones(1, 2)).sum().backward()
+        except ValueError as error:
+            said.append(str(error))
+    waiting = Reduction("median", 1, momentum=0.9)
+    waiting.load_state_dict(wrong[0])
+    assert waiting.state_dict()["rank"] == wrong[0]["rank"]
+    with pytest.raises(ValueError, match=r"state\.rank"):
+        waiting.attach([*nn.Linear(2, 2).named_parameters()], torch.device("cpu"))
+    return said
+
+
+@pytest.mark.slow
+def test_a_state_of_another_rank_or_model_is_an_error(tmp_path):
+    for rank, (of, name, size) in enumerate(on_ranks(3, loads_of_others, tmp_path)):
+        assert of.startswith(f"state.rank: should be {rank}, this rank")
+        assert '{**state, "rank": None, "momentum": {}}' in of
+        assert name.startswith("state.momentum: should have names of parameters that are trained. Found 'o")
+        assert size.startswith("state.momentum.weight: should have 4 numbers, as the parameter. Found 9")
+
+
+WRONG = {
+    "f": ("1", True, 1.5, -1),
+    "seed": ("x", None, 0.5),
+    "momentum": ("0.9", float("nan"), True, 1),
+    "per_bucket": ("no", 1),
+    "audit": ("a", True, float("nan"), 2),
+    "suspect_after": ("3", 2.5, 0),
+    "on_step": (3,),
+    "on_suspect": ("x",),
+    "on_error": (None, "skip"),
+    "weights": ("abc", 3, ["a", 1], [1, float("nan")], [0, 0], [-1, 1], []),
+    "leave_out_opposed": ("no",),
+    "log": (3,),
+    "process_group": (3,),
+}
+
+
+@pytest.mark.parametrize("name", sorted(WRONG))
+def test_an_argument_of_a_wrong_type_is_an_error_that_names_it(name):
+    for value in WRONG[name]:
+        with pytest.raises(ValueError, match=rf"^{name}: should be .* Found ") as raised:
+            Reduction(**{name: value})
+        assert str(raised.value).endswith(f"Found {value!r}.")
 
 
 def disagrees(rank):

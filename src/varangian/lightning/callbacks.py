@@ -158,7 +158,8 @@ class Robust(Callback):
     """A robust rule in the place of the average of gradients of the strategy `ddp`, without a server.
 
     `Trainer(strategy="ddp", callbacks=[Robust("nnm+trimmed_mean", f=1)])` does what
-    `varangian.torch.robust` does. `reduction` is its state, which is kept in checkpoints of the Trainer.
+    `varangian.torch.robust` does. `reduction` is its state, which is kept in checkpoints of the Trainer,
+    but for momentum: that of each rank begins anew when training is resumed.
 
     Args:
         aggregator: as for `varangian.torch.robust`.
@@ -200,7 +201,10 @@ class Robust(Callback):
             self.reduction.load_state_dict(self._state)
 
     def state_dict(self) -> dict[str, Any]:
-        return {} if self.reduction is None else {"reduction": self.reduction.state_dict()}
+        """The state of the reduction, without momentum: each rank has another, and one of them is saved."""
+        if self.reduction is None:
+            return {}
+        return {"reduction": {**self.reduction.state_dict(), "rank": None, "momentum": {}}}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         self._state = state_dict.get("reduction")

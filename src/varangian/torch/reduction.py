@@ -27,6 +27,7 @@ from varangian.aggregators.gram import precision_of
 from varangian.aggregators.rows import FLOATS, Rows, RowsError
 from varangian.aggregators.streaming.sharded import Decision, Measured, decide, measure, refuses
 from varangian.frameworks import Callbacks, aggregator_of, check_state, generator_of
+from varangian.torch import arguments
 from varangian.torch.audit import CHECKSUM, Published, checksums_of, examine, publish
 from varangian.torch.columns import blocks, finite, squared_distances
 from varangian.torch.opposition import Opposition
@@ -37,9 +38,7 @@ _all_gather: Callable[..., dist.Work | None] = getattr(
     dist, "all_gather_single" if hasattr(dist, "all_gather_single") else "all_gather_into_tensor"
 )
 """Under its newer name, where torch has it."""
-MOST_BLOCKS = 1000
-"""Most blocks of the columns of a rank, each of which takes n^2 numbers on the wire."""
-VERSION = 3
+VERSION = 4
 """Of the state."""
 TAG = 0x5641
 """Of the messages that carry the update of a bucket; those of other buckets have the next ones."""
@@ -119,8 +118,10 @@ class _Group:
     rank: int
     peers: list[Peer]
     aggregator: Aggregator
-    names: Mapping[int, str]
-    """Of parameters, by their identity; empty where the model is not known."""
+    names: dict[int, str]
+    """Of parameters, by their identity."""
+    named: bool
+    """Whether these are names of a model; else numbers, in the order in which parameters came."""
     suspicion: Suspicion
     opposition: Opposition
     records: list[Callable[[Step], None]] = field(default_factory=list[Callable[[Step], None]])
@@ -180,23 +181,31 @@ class Reduction:
         weights: Sequence[float] | None = None,
         leave_out_opposed: bool = False,
     ) -> None:
+        arguments.check(
+            {
+                "f": f,
+                "process_group": process_group,
+                "seed": seed,
+                "on_step": on_step,
+                "log": log,
+                "momentum": momentum,
+                "per_bucket": per_bucket,
+                "audit": audit,
+                "suspect_after": suspect_after,
+                "on_suspect": on_suspect,
+                "on_error": on_error,
+                "leave_out_opposed": leave_out_opposed,
+            }
+        )
         self._leave_out_opposed = leave_out_opposed
-        self._weights = None if weights is None else [*map(float, weights)]
+        self._weights = None if weights is None else arguments.numbers("weights", weights)
         self._aggregator = _checked(aggregator, f)
-        if on_error not in ("raise", "nan"):
-            raise ValueError(f"on_error: should be 'raise' or 'nan'. Found {on_error!r}.")
-        if suspect_after < 1:
-            raise ValueError(f"suspect_after: should be a positive integer. Found {suspect_after}.")
         self._process_group = process_group
         self._seed = seed
         self._on_step, self._log = on_step, log
-        if not 0 <= momentum < 1:
-            raise ValueError(f"momentum: should be at least 0 and below 1. Found {momentum}.")
         self._momentum = momentum
         self._momenta: dict[int, Tensor] = {}
         """Of this rank, by parameter, flat."""
-        if audit and not 1 / MOST_BLOCKS <= audit <= 1:
-            raise ValueError(f"audit: should be 0, or from {1 / MOST_BLOCKS:g} to 1. Found {audit}.")
         self._per_bucket = per_bucket
         self._blocks = round(1 / audit) if audit else 0
         """In which the columns of each rank are measured; 0 without an audit."""
@@ -210,6 +219,8 @@ class Reduction:
         """The last update by parameters, flat as in their bucket; empty where no part asks for it."""
         self._restored: dict[str, Tensor] = {}
         self._restored_momenta: dict[str, Tensor] = {}
+        self._restored_of: int | None = None
+        """The rank whose state was loaded, where it is that of one rank alone."""
         self._seen: tuple[list[int], list[list[int]]] = ([], [])
         """What `Suspicion.restore` takes."""
         self._opposed: dict[str, list[float]] = {}
@@ -237,7 +248,7 @@ class Reduction:
         if self._restored:
             return dict(self._restored)
         names = {} if self._group is None else self._group.names
-        return {names.get(key, str(at)): value for at, (key, value) in enumerate(self._reference.items())}
+        return {names[key]: value for key, value in self._reference.items()}
 
     def generator(self, step: int) -> torch.Generator:
         """The randomness of a step."""
@@ -246,7 +257,8 @@ class Reduction:
     def state_dict(self) -> dict[str, Any]:
         """What the next steps depend on: plain values and tensors, which are the same on every rank.
 
-        But for `momentum`, which is that of this rank.
+        But for `momentum`, which is that of this rank, and tensors of sharded models: `rank` says whose
+        they are; None where there are none.
         """
         left_out, faulty = self._seen
         seen = {"left_out": [*left_out], "faulty": [[*steps] for steps in faulty]}
@@ -255,27 +267,37 @@ class Reduction:
             seen, opposed = self._group.suspicion.state(), self._group.opposition.state()
         reference = {name: value.clone() for name, value in self.reference.items()}
         names = {} if self._group is None else self._group.names
-        momentum = {names.get(key, str(at)): m.clone() for at, (key, m) in enumerate(self._momenta.items())}
+        momentum = {names[key]: m.clone() for key, m in self._momenta.items()}
+        momentum = {**self._restored_momenta, **momentum}
+        rank = self._restored_of
+        if self._group is not None:
+            sharded = self._group.whole is not self._group.group
+            rank = self._group.whole.rank() if momentum or (reference and sharded) else None
         return {
             "version": VERSION,
             "step": self._step,
             "seed": self._seed,
             **seen,
             "opposition": {name: [*values] for name, values in opposed.items()},
+            "rank": rank,
             "reference": reference,
-            "momentum": {**self._restored_momenta, **momentum},
+            "momentum": momentum,
         }
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Go on from what `state_dict` gave, with the same bits. Every rank loads its own, or the same.
+        """Go on from what `state_dict` gave, with the same bits.
+
+        Every rank loads its own, or, where it has no `rank`, that of any.
 
         Raises:
-            ValueError: it is no such state, or was made with another seed.
+            ValueError: it is no such state, was made with another seed, by another rank, or has tensors
+                that are not those of the parameters here.
         """
-        needed = {"step", "left_out", "faulty", "opposition", "reference", "momentum"}
+        needed = {"step", "left_out", "faulty", "opposition", "rank", "reference", "momentum"}
         check_state(state, needed, VERSION, self._seed)
         try:
             step, left_out = int(state["step"]), [*map(int, state["left_out"])]
+            of = None if state["rank"] is None else int(state["rank"])
             faulty = [[*map(int, steps)] for steps in state["faulty"]]
             opposed = {str(name): [*map(float, values)] for name, values in state["opposition"].items()}
             momenta, reference = (
@@ -284,13 +306,36 @@ class Reduction:
             )
         except (AttributeError, TypeError, ValueError) as error:
             raise ValueError(f"state: should be what state_dict() returned. It is not: {error}.") from error
+        if self._group is not None:
+            self._check_restored(self._group, of, {"reference": reference, "momentum": momenta})
+            of = None
         self._step, self._seen, self._opposed = step, (left_out, faulty), opposed
-        self._before = None
+        self._before, self._restored_of = None, of
         self._momenta, self._restored_momenta = {}, momenta
         self._reference, self._restored = {}, reference
         if self._group is not None:
             self._group.suspicion.restore(*self._seen)
             self._group.opposition.restore(self._opposed)
+
+    def _check_restored(
+        self, group: _Group, of: int | None, tensors: Mapping[str, Mapping[str, Tensor]]
+    ) -> None:
+        """See that a state is that of this rank, and of these parameters."""
+        if of is not None and of != group.whole.rank():
+            sharded = group.whole is not group.group
+            left_out = '"rank": None, "momentum": {}' + (', "reference": {}' if sharded else "")
+            raise ValueError(
+                f"state.rank: should be {group.whole.rank()}, this rank, as momentum and shards are those "
+                f"of one rank. Found {of}. Save state_dict() on every rank, and load each on its own; or "
+                f"begin without them: {{**state, {left_out}}}."
+            )
+        known = {*group.names.values()}
+        for which, found in tensors.items():
+            if group.named and (others := sorted({*found} - known)):
+                raise ValueError(
+                    f"state.{which}: should have names of parameters that are trained. Found "
+                    f"{others[0]!r}, which is none."
+                )
 
     def attach(
         self,
@@ -312,7 +357,8 @@ class Reduction:
 
         Raises:
             ValueError: the aggregator has no guarantee for so many ranks, a parameter has a type that
-                cannot be aggregated, or the ranks were not told the same.
+                cannot be aggregated, the ranks were not told the same, or a state was loaded before that
+                is not theirs.
         """
         if self._group is not None:
             seen = self._group.suspicion.state()  # of the ranks before
@@ -357,7 +403,10 @@ class Reduction:
         names = {id(parameter): name for name, parameter in parameters} if named else {}
         rank = found.rank()
         whole = whole or found
-        self._group = _Group(found, whole, n, rank, peers, self._aggregator, names, suspicion, opposition)
+        joined = _Group(found, whole, n, rank, peers, self._aggregator, names, named, suspicion, opposition)
+        tensors = {"reference": self._restored, "momentum": self._restored_momenta}
+        self._check_restored(joined, self._restored_of, tensors)
+        self._group, self._restored_of = joined, None
         if self._log is not None and whole.rank() == 0:
             about = {
                 "n": n,
@@ -370,11 +419,6 @@ class Reduction:
         if self._on_step is not None:
             self._group.records.append(self._on_step)
 
-    def name(self, names: Mapping[int, str]) -> None:
-        """Give the names of parameters by their identity, where those that `attach` saw are others."""
-        assert self._group is not None
-        self._group.names = names
-
     def take(self, bucket: Bucket) -> torch.futures.Future[Tensor]:
         """The next bucket of the step; its update is there when the last one was taken."""
         if bucket.index() == 0:
@@ -385,6 +429,9 @@ class Reduction:
         group = cast("_Group", self._group)
         if buffer.layout is not torch.strided or buffer.dtype not in FLOATS:
             raise ValueError(f"gradients: should be dense floats. Found {buffer.dtype}, {buffer.layout}.")
+        if not group.named:
+            for parameter in parameters:  # the same in each first step, before buckets are made anew
+                group.names.setdefault(id(parameter), str(len(group.names)))
         flat = buffer.flatten()
         if self._momentum:
             self._add_momentum(group, flat, parameters)
@@ -413,10 +460,14 @@ class Reduction:
         for parameter, part in zip(parameters, parts, strict=True):
             kept = self._momenta.get(id(parameter))
             if kept is None:
-                restored = self._restored_momenta.pop(group.names.get(id(parameter), ""), None)
-                kept = (
-                    torch.zeros_like(part, dtype=working) if restored is None else restored.to(part.device)
-                )
+                name = group.names[id(parameter)]
+                restored = self._restored_momenta.get(name)
+                if restored is None:
+                    kept = torch.zeros_like(part, dtype=working)
+                else:
+                    kept = _fitting("momentum", name, restored, part.numel())
+                    kept = kept.to(part.device, working, copy=True)
+                    del self._restored_momenta[name]
                 self._momenta[id(parameter)] = kept
             kept.mul_(self._momentum).add_(part, alpha=1 - self._momentum)
             part.copy_(kept)
@@ -463,14 +514,9 @@ class Reduction:
         if not self._refers:
             return None
         for parameter in piece.parameters if self._restored else ():
-            name = group.names.get(id(parameter), "")
-            kept = self._restored.get(name)
-            if kept is None or kept.numel() != parameter.numel():
-                raise ValueError(
-                    f"state.reference.{name}: should have {parameter.numel()} numbers, as the parameter. "
-                    f"Found {'none' if kept is None else kept.numel()}."
-                )
-            self._reference[id(parameter)] = kept.to(device=piece.memory.device).flatten()
+            name = group.names[id(parameter)]
+            kept = _fitting("reference", name, self._restored.get(name), parameter.numel())
+            self._reference[id(parameter)] = kept.to(device=piece.memory.device)
         start = group.rank * piece.s
         return self._columns_of_reference(piece, slice(start, start + piece.mine))
 
@@ -511,7 +557,10 @@ class Reduction:
         self._pieces, self._settled = [], []
         for piece in pieces:
             piece.future.set_result(piece.update)
-        after_gradients(lambda: self._tell(group, step, error))
+        if backward_pass() >= 0:
+            after_gradients(lambda: self._tell(group, step, error, self._on_error == "raise"))
+        else:  # DDP's `join` takes part in the steps of others, where this rank has no batches left
+            self._tell(group, step, error, raises=False)
 
     def _settle(self, group: _Group, pieces: list[_Piece]) -> _Settled:
         """Decide about these buckets together, and begin to exchange their update."""
@@ -678,7 +727,7 @@ class Reduction:
                     kept.copy_(piece.update[at:stop])
                 at = stop
 
-    def _tell(self, group: _Group, step: Step, error: Exception | None) -> None:
+    def _tell(self, group: _Group, step: Step, error: Exception | None, raises: bool) -> None:
         """Say what became of a step; gradients are written by now."""
         for tell in group.records:
             self._callbacks.call("on_step", tell, step)
@@ -689,7 +738,7 @@ class Reduction:
                 self._callbacks.call("on_suspect", self._on_suspect, suspect)
             elif group.rank in (0, rank):
                 warnings.warn(str(suspect), RuntimeWarning, stacklevel=2)
-        if error is not None and self._on_error == "raise":
+        if error is not None and raises:
             raise AggregationError(f"Step {step.step}: {step.error}") from error
 
 
@@ -698,6 +747,16 @@ def _checked(aggregator: str | Mapping[str, object] | Aggregator, f: int) -> Agg
     if reason := refuses(built):
         raise ValueError(f"aggregator: should work on single columns or on distances alone. {reason}.")
     return built
+
+
+def _fitting(which: str, name: str, kept: Tensor | None, numel: int) -> Tensor:
+    """A tensor of a state, flat, for a parameter of so many numbers."""
+    if kept is None or kept.numel() != numel:
+        raise ValueError(
+            f"state.{which}.{name}: should have {numel} numbers, as the parameter. Found "
+            f"{'none' if kept is None else kept.numel()}."
+        )
+    return kept.flatten()
 
 
 def _text(aggregator: Aggregator) -> str:
@@ -753,6 +812,11 @@ def _record(
         tuple(distances.sqrt().tolist()) if known else None,
         repeated,
     )
+
+
+def backward_pass() -> int:
+    """The number of the backward pass that this thread is in; -1 outside of any."""
+    return int(torch._C._current_graph_task_id())  # pyright: ignore[reportPrivateUsage]
 
 
 def after_gradients(act: Callable[[], None]) -> None:
