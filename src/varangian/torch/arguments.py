@@ -41,12 +41,12 @@ def numbers(name: str, given: Any) -> list[float]:
 
 
 def _whole(value: Any, least: int | None = None) -> bool:
-    fits = isinstance(value, Integral) and not isinstance(value, bool)
+    fits = not isinstance(value, bool) and isinstance(value, Integral)
     return fits and (least is None or int(value) >= least)
 
 
 def _real(value: Any) -> bool:
-    return isinstance(value, Real) and not isinstance(value, bool)
+    return not isinstance(value, bool) and isinstance(value, Real)
 
 
 def _function(value: Any) -> bool:
