@@ -197,7 +197,7 @@ def _tensor(part: object, method: str, found: Any) -> Tensor:
     if isinstance(found, Tensor):
         return found.detach()
     if isinstance(found, np.ndarray | list | tuple):
-        return torch.as_tensor(np.asarray(found))
+        return torch.as_tensor(np.asarray(found), device="cpu")
     raise _unfit(part, method, "a tensor", type(found).__name__)
 
 

@@ -143,7 +143,7 @@ def _weights(
     found: Sequence[Aggregate], shares: Sequence[float], kept: Sequence[int], n: int
 ) -> Tensor | None:
     """The mean weight of each row over the columns of the update, (n,); None of a rule without weights."""
-    weights = torch.zeros(n, dtype=torch.float64)
+    weights = torch.zeros(n, dtype=torch.float64, device="cpu")
     for one, share in zip(found, shares, strict=True):
         if one.weights is None:
             return None

@@ -90,7 +90,11 @@ class Gram:
     @classmethod
     def about(cls, measure: Callable[[], Tensor], n: int, precision: float = DOUBLE) -> Gram:
         """The n rows of a basis, whose inner products `measure` returns."""
-        return cls(Basis(measure, n, precision), torch.eye(n, n + 2, dtype=torch.float64), unmixed=True)
+        return cls(
+            Basis(measure, n, precision),
+            torch.eye(n, n + 2, dtype=torch.float64, device="cpu"),
+            unmixed=True,
+        )
 
     @classmethod
     def from_origin(cls, rows: Rows, reference: Tensor | None = None) -> Gram:
@@ -220,7 +224,7 @@ class Gram:
 def _with_origin(products: Tensor) -> Tensor:
     """From products of (x_1 - r, ..., x_n - r, r) to those of (x_1 - r, ..., x_n - r, r - r, -r)."""
     n = len(products) - 1
-    found = torch.zeros(n + 2, n + 2, dtype=torch.float64)
+    found = torch.zeros(n + 2, n + 2, dtype=torch.float64, device="cpu")
     found[:n, :n] = products[:n, :n]
     found[:n, ORIGIN] = found[ORIGIN, :n] = -products[:n, n]
     found[ORIGIN, ORIGIN] = products[n, n]

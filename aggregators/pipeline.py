@@ -496,13 +496,13 @@ class _ValidRows:
 
     def _placed(self, values: Tensor, rows: Tensor) -> Tensor:
         """Values of some rows at their places among all, NaN for the others: (n,)."""
-        blank = torch.full((len(self.kept),), torch.nan, dtype=torch.float64)
+        blank = torch.full((len(self.kept),), torch.nan, dtype=torch.float64, device="cpu")
         return self._of_all(blank.index_copy(0, rows, values.double()), torch.nan)
 
     def _of_all(self, values: Tensor, of_dropped: float) -> Tensor:
         if not self.dropped:
             return values.double()
-        out = torch.full((self.n,), of_dropped, dtype=torch.float64)
+        out = torch.full((self.n,), of_dropped, dtype=torch.float64, device="cpu")
         out[self.kept] = values.double()
         return out
 

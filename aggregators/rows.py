@@ -170,7 +170,9 @@ def tensor_of(values: Any, name: str) -> Tensor:
         with warnings.catch_warnings():
             # A read-only array is exactly what we want: nothing here writes to a row.
             warnings.filterwarnings("ignore", message=".*not writable.*")
-            return torch.as_tensor(_readable(values) if isinstance(values, np.ndarray) else values)
+            return torch.as_tensor(
+                _readable(values) if isinstance(values, np.ndarray) else values, device="cpu"
+            )
     except (TypeError, ValueError, RuntimeError) as error:
         raise RowsError(f"`{name}` should be a tensor or an array of numbers. {error}") from error
 

@@ -66,7 +66,7 @@ def screen(rows: Rows) -> tuple[Tensor, Tensor]:
     finite = [
         bool(s.isfinite()) or bool(v.isfinite().all()) for s, v in zip(sums, rows.vectors, strict=True)
     ]
-    return torch.tensor(finite), least < _smallest_normal(rows)
+    return torch.tensor(finite, device="cpu"), least < _smallest_normal(rows)
 
 
 def _look(vector: Tensor) -> tuple[Tensor, Tensor]:
@@ -78,7 +78,7 @@ def _look(vector: Tensor) -> tuple[Tensor, Tensor]:
     """
     sums, least = [], []
     integer = INTEGERS[vector.dtype]
-    top = torch.tensor(torch.iinfo(integer).max, dtype=integer)
+    top = torch.tensor(torch.iinfo(integer).max, dtype=integer, device="cpu")
     for strip in vector.split(STRIP):
         sums.append(strip.sum(dtype=torch.float32))
         least.append(torch.add(top, strip.view(integer), alpha=2).amin())
@@ -88,7 +88,7 @@ def _look(vector: Tensor) -> tuple[Tensor, Tensor]:
 def _smallest_normal(rows: Rows) -> int:
     """The bits of the least number that does not count as zero, for `_look`; no float16 counts as zero."""
     integer = INTEGERS[rows.dtype]
-    bits = int(torch.tensor(rows.least_normal, dtype=rows.dtype).view(integer))
+    bits = int(torch.tensor(rows.least_normal, dtype=rows.dtype, device="cpu").view(integer))
     return max(torch.iinfo(integer).min, torch.iinfo(integer).min - 1 + 2 * bits)
 
 
@@ -196,7 +196,7 @@ def columnwise(
     """
     if rows.device.type != "cpu" or not isinstance(rule, Order):
         return exact.blockwise(rule, coords, rows, reference, rows.working_dtype)
-    out = torch.empty(rows.d)
+    out = torch.empty(rows.d, dtype=torch.float32, device="cpu")
     coords = None if coords is None else coords.float()
     strips = range(0, rows.d, sorting_network.WIDTH)
 

@@ -207,7 +207,7 @@ def about_reference(products: Tensor) -> Tensor:
     """From products of (x_1 - c, ..., x_n - c, r - c, -c) to those of (x_1 - r, ..., x_n - r, r)."""
     n = len(products) - 2
     towards, origin = products[:, n], products[:, -1]
-    found = torch.empty(n + 1, n + 1, dtype=torch.float64)
+    found = torch.empty(n + 1, n + 1, dtype=torch.float64, device="cpu")
     found[:n, :n] = products[:n, :n] - (towards[:n, None] + towards[:n]) + towards[n]
     found[:n, n] = (towards[:n] - origin[:n]) - (towards[n] - origin[n])
     found[n, :n] = found[:n, n]

@@ -152,10 +152,12 @@ def combine(coords: Tensor, rows: Rows, reference: Tensor | None, out: Tensor | 
     rows, weights = _points(coords, rows, reference)
     used = np.flatnonzero(weights.any(axis=0))  # Krum: the other rows need not be read
     if len(used) == 0:
-        return torch.zeros(len(coords), d) if out is None else out.zero_()
+        return (
+            torch.zeros(len(coords), d, dtype=torch.float32, device="cpu") if out is None else out.zero_()
+        )
     first, weights = rows.addresses[used], np.ascontiguousarray(weights[:, used])
     at = weights.ctypes.data
-    out = torch.empty(len(coords), d) if out is None else out
+    out = torch.empty(len(coords), d, dtype=torch.float32, device="cpu") if out is None else out
 
     def part(start: int, stop: int) -> int:
         pointers, shape = first + FLOAT * start, (len(used), stop - start, len(coords), d)
@@ -179,7 +181,7 @@ def columnwise(
     if coords is not None:
         rows, weights = _points(coords, rows, reference)
     points, at = (len(rows), None) if weights is None else (len(weights), weights.ctypes.data)
-    out, first = torch.empty(rows.d), rows.addresses
+    out, first = torch.empty(rows.d, dtype=torch.float32, device="cpu"), rows.addresses
     verb, details = _described(rule, points)
 
     def part(start: int, stop: int) -> int:

@@ -36,8 +36,8 @@ def screen(rows: Rows) -> tuple[Tensor, Tensor]:
     cannot turn the Gram matrix into infinities.
     """
     tiny = rows.least_normal
-    squares = torch.zeros(len(rows), dtype=torch.float64)
-    subnormal = torch.zeros(len(rows), dtype=torch.bool)
+    squares = torch.zeros(len(rows), dtype=torch.float64, device="cpu")
+    subnormal = torch.zeros(len(rows), dtype=torch.bool, device="cpu")
     for _, block in rows.blocks(dtype=torch.float64):
         squares += block.square().sum(dim=1).cpu()
         size = block.abs()

@@ -39,7 +39,7 @@ class Bucketing:
 
     def mix(self, gram: Gram, rng: torch.Generator) -> Tensor:
         m = len(gram)
-        mixing = torch.zeros(self.outputs(m), m, dtype=torch.float64)
-        for group, members in enumerate(torch.randperm(m, generator=rng).split(self.s)):
+        mixing = torch.zeros(self.outputs(m), m, dtype=torch.float64, device="cpu")
+        for group, members in enumerate(torch.randperm(m, generator=rng, device="cpu").split(self.s)):
             mixing[group, members] = 1 / len(members)
         return mixing

@@ -48,7 +48,7 @@ class Scaled:
     def mix(self, gram: Gram, rng: torch.Generator) -> Tensor:
         if len(gram) != len(self.factors):
             raise self._error(len(gram))
-        return torch.diag(torch.tensor(self.factors, dtype=torch.float64))
+        return torch.diag(torch.tensor(self.factors, dtype=torch.float64, device="cpu"))
 
     def _error(self, rows: int) -> AggregationError:
         found = f"Found {len(self.factors)}."

@@ -71,7 +71,10 @@ class Measured:
     @classmethod
     def nothing(cls, n: int) -> Measured:
         """Of no columns."""
-        return cls(torch.zeros(n + 2, n + 2, dtype=torch.float64), torch.zeros(n, dtype=torch.float64))
+        return cls(
+            torch.zeros(n + 2, n + 2, dtype=torch.float64, device="cpu"),
+            torch.zeros(n, dtype=torch.float64, device="cpu"),
+        )
 
     def __add__(self, other: Measured) -> Measured:
         return Measured(self.products + other.products, self.invalid + other.invalid)
@@ -103,7 +106,7 @@ def measure(
             products = _products(aggregator, clean, reference, chosen)
         except NotFinite:
             products = _products(aggregator, clean, reference, after(chosen, clean))
-        places = torch.tensor([*kept, n, n + 1])
+        places = torch.tensor([*kept, n, n + 1], device="cpu")
         found.products[places[:, None], places] = products
     return found
 
@@ -221,7 +224,7 @@ def decide(
     if shares is not None:
         shares = shares.keeping(kept)
     now = aggregator.among(kept, n - len(kept), shares)
-    places = torch.tensor([*kept, n, n + 1])
+    places = torch.tensor([*kept, n, n + 1], device="cpu")
     products = measured.products[places[:, None], places]
     points = start = Gram.about(lambda: products, len(kept), precision).weighted(shares)
     for mixing in now.mix:
@@ -243,7 +246,7 @@ def _weighed(
     asked: Any = rule
     said = answers.explanation(asked, points) if is_explained(asked) else {}
     single, rows = single_rows(points.coords)
-    blank = torch.full((len(kept),), torch.nan, dtype=torch.float64)
+    blank = torch.full((len(kept),), torch.nan, dtype=torch.float64, device="cpu")
     placed = _placing(n, kept)
     distances = None
     if start.basis.measured:
@@ -269,7 +272,7 @@ def _placing(n: int, kept: Sequence[int]) -> Callable[[Tensor, float], Tensor]:
     """A function that puts values of the rows that are left at their places among all."""
 
     def placed(values: Tensor, of_dropped: float) -> Tensor:
-        out = torch.full((n,), of_dropped, dtype=torch.float64)
+        out = torch.full((n,), of_dropped, dtype=torch.float64, device="cpu")
         out[[*kept]] = values.double()
         return out
 

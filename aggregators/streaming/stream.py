@@ -77,7 +77,7 @@ class Stream:
         self._aggregator = aggregator
         self._reference = reference
         self._how = _reduction(aggregator, n, faults, weights)
-        self._vector = torch.empty(d) if into is None else into
+        self._vector = torch.empty(d, dtype=torch.float32, device="cpu") if into is None else into
         self._columns = 0
         self._failed: PartError | None = None
         """The first error of a rule of the user; the other columns come all the same."""

@@ -58,7 +58,7 @@ class UpdatedGram:
     """
 
     def __init__(self, n: int) -> None:
-        self._inner = torch.zeros(n, n, dtype=torch.float64)
+        self._inner = torch.zeros(n, n, dtype=torch.float64, device="cpu")
         self._replaced = set(range(n))
         self._share = 1.0
 
@@ -122,7 +122,7 @@ class UpdatedGram:
         cross = _symmetric(points.cross(chosen, range(n), dtype), inside)
         if dtype is not torch.float64:
             of_rows = self._inner.diagonal().index_copy(
-                0, torch.tensor(inside, dtype=torch.long), squares[: len(inside)]
+                0, torch.tensor(inside, dtype=torch.long, device="cpu"), squares[: len(inside)]
             )
             lost = _imprecise(cross, squares, of_rows, points)
             lost[range(len(inside)), inside] = False  # the distance of a point to itself
@@ -154,7 +154,9 @@ class _Points:
 
     def squares(self, chosen: Sequence[int]) -> Tensor:
         """Squared norms, (k,)."""
-        return torch.stack([_square(self._point(i)) for i in chosen] or [torch.zeros(0)]).cpu()
+        return torch.stack(
+            [_square(self._point(i)) for i in chosen] or [torch.zeros(0, dtype=torch.float32, device="cpu")]
+        ).cpu()
 
     def cross(self, left: Sequence[int], right: Sequence[int], dtype: torch.dtype) -> Tensor:
         """Inner products of k points with m rows, in products of this type: (k, m)."""
@@ -237,7 +239,7 @@ def _imprecise(cross: Tensor, squares: Tensor, of_rows: Tensor, points: _Points)
 def _move_origin(inner: Tensor, of_reference: Tensor) -> Tensor:
     """From products about the origin to those about the reference, of which (0 or 1, n+1) are given."""
     n = len(inner)
-    products = torch.zeros(n + 1, n + 1, dtype=torch.float64)
+    products = torch.zeros(n + 1, n + 1, dtype=torch.float64, device="cpu")
     if len(of_reference) == 0:
         products[:n, :n] = inner
         return products

@@ -201,7 +201,7 @@ class Encoding:
 
     def decode(self, payload: bytes | memoryview) -> Tensor:
         """The vector (numel,) of a payload, in float32; what is not finite there is not finite here."""
-        numbers = torch.empty(self.numel)
+        numbers = torch.empty(self.numel, dtype=torch.float32, device="cpu")
         end = self.offset(self.rounded)
         first, last = memoryview(payload)[:end], memoryview(payload)[end:]
         if self.dtype == "int8":

@@ -51,7 +51,7 @@ def _store(data: memoryview, encoding: Encoding, row: Tensor, entry: int) -> boo
         return decode_blocks(data, to.numpy())
     finite = True
     for at in range(0, count, STEP * BLOCK):
-        part = torch.empty(min(STEP * BLOCK, count - at))
+        part = torch.empty(min(STEP * BLOCK, count - at), dtype=torch.float32)
         start = block_bytes(at)
         finite &= decode_blocks(data[start : start + block_bytes(len(part))], part.numpy())
         finite &= store_vector(part, to[at : at + len(part)])

@@ -237,7 +237,7 @@ class _Memory:
             to.copy_(_convert(strip, self._dtype))
 
     def close(self) -> None:
-        self._matrix = torch.empty(0, 0)
+        self._matrix = torch.empty(0, 0, dtype=torch.float32)
 
 
 class _File:
@@ -273,7 +273,7 @@ class _File:
         return at
 
     def close(self) -> None:
-        self._matrix = torch.empty(0, 0)
+        self._matrix = torch.empty(0, 0, dtype=torch.float32)
         self._file.close()
 
 

@@ -112,7 +112,7 @@ class _Rate(torch.optim.Optimizer):
     """An optimizer that does nothing but have a learning rate, for the schedulers of torch."""
 
     def __init__(self, lr: float) -> None:
-        super().__init__([torch.zeros(1)], {"lr": lr})
+        super().__init__([torch.zeros(1, dtype=torch.float32)], {"lr": lr})
 
     # Without the decorator that imports torch's compiler, which takes seconds and 150 MB.
     add_param_group = inspect.unwrap(torch.optim.Optimizer.add_param_group)

@@ -280,6 +280,19 @@ def test_a_vector_that_does_not_count_is_lost_and_the_loop_goes_on():
         assert torch.equal(flat(module), late.parameters)
 
 
+def test_steps_outside_of_the_block_are_an_error_and_not_lost_in_silence():
+    module = model()
+    with serving(module) as rig, rig.connect(module) as worker:
+        outer = varangian.outer(module, worker, every=2)
+        for call in (outer.step, outer.sync):
+            with pytest.raises(ClientError, match="belongs inside of `with"):
+                call()
+        with outer:
+            assert outer.step() is None
+        with pytest.raises(ClientError, match="belongs inside of `with"):
+            outer.step()
+
+
 def test_arguments():
     module = model()
     with serving(module) as rig, rig.connect(module) as worker:

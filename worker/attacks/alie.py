@@ -97,4 +97,6 @@ def z_max(n: int, f: int) -> float:
     needed = n // 2 + 1 - f
     if honest < 1 or needed < 0:
         return math.inf
-    return float(torch.special.ndtri(torch.tensor((honest - needed) / honest, dtype=torch.float64)))
+    return float(
+        torch.special.ndtri(torch.tensor((honest - needed) / honest, dtype=torch.float64, device="cpu"))
+    )

@@ -42,7 +42,7 @@ class Backdoor:
 
     def poisons(self, x: Tensor, y: Tensor, classes: int, rng: torch.Generator) -> tuple[Tensor, Tensor]:
         self.check_target(classes)
-        chosen = torch.rand(y.shape[:1], generator=rng) < self.rate
+        chosen = torch.rand(y.shape[:1], generator=rng, dtype=torch.float32) < self.rate
         marked = chosen.to(y.device)
         bad_x = x.clone()
         bad_x[marked] = triggered(x[marked], self.size, self.value)

@@ -32,5 +32,5 @@ class CoordinateDrop:
             raise ValueError(f"`fraction` should be above 0 and at most 1. Found {self.fraction}.")
 
     def __call__(self, own: Tensor, knows: Knowledge) -> Tensor:
-        lost = torch.rand(own.shape, generator=knows.rng) < self.fraction
+        lost = torch.rand(own.shape, generator=knows.rng, dtype=torch.float32) < self.fraction
         return own.masked_fill(lost.to(own.device), 0)

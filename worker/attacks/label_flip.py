@@ -37,6 +37,6 @@ class LabelFlip:
             wrong = (y + torch.randint(1, classes, y.shape, generator=rng).to(y)) % classes
         keeps = y < 0
         if self.rate < 1:
-            chosen = torch.rand(y.shape[:1], generator=rng) < self.rate
+            chosen = torch.rand(y.shape[:1], generator=rng, dtype=torch.float32) < self.rate
             keeps = keeps | ~chosen.to(y.device).view(-1, *[1] * (y.dim() - 1))
         return x, torch.where(keeps, y, wrong)

@@ -66,7 +66,7 @@ class StatOpt:
             return towards_krum(rule, own, knows)
         mean = knows.honest.mean(dim=0, dtype=torch.float64)
         deviation = population_deviation(knows.honest)
-        steps = torch.rand(own.shape, generator=knows.rng).add_(3).to(mean)
+        steps = torch.rand(own.shape, generator=knows.rng, dtype=torch.float32).add_(3).to(mean)
         return sendable(mean - torch.where(mean > 0, deviation, -deviation) * steps, own)
 
 

@@ -156,7 +156,7 @@ class Dataset:
 @functools.lru_cache(maxsize=16)
 def per_channel(values: tuple[float, ...], dimensions: int, device: torch.device) -> Tensor:
     """Constants of the channels of samples, (channels, 1, ...); must not be written to."""
-    return torch.tensor(values, device=device).view(-1, *[1] * dimensions)
+    return torch.tensor(values, dtype=torch.float32, device=device).view(-1, *[1] * dimensions)
 
 
 def check_labels(here: str, y: Samples, classes: int) -> None:

@@ -250,7 +250,7 @@ def deal_samples(partition: Partition, dataset: Dataset, workers: int, seed: int
             f"`partition` {name} deals samples by their class, and {dataset.name} has no class for each "
             "sample. Choose partition=iid or partition=shared."
         )
-    labels = torch.zeros(dataset.size) if labels is None else labels
+    labels = torch.zeros(dataset.size, dtype=torch.int64) if labels is None else labels
     if not is_own(partition):
         return partition.split(labels, workers, seed)
     name = named(partition)

@@ -43,7 +43,9 @@ class Synthetic:
         return (self.features,) if isinstance(self.features, int) else self.features
 
     def load(self) -> Dataset:
-        centres = torch.randn(self.classes, *self.shape, generator=generator(self.seed, "centres"))
+        centres = torch.randn(
+            self.classes, *self.shape, generator=generator(self.seed, "centres"), dtype=torch.float32
+        )
         return Dataset(
             "synthetic",
             self.classes,
@@ -54,5 +56,7 @@ class Synthetic:
     def _samples(self, centres: Tensor, part: str, count: int) -> tuple[Tensor, Tensor]:
         """Samples, as many of each class as `count` allows."""
         y = torch.arange(count) % self.classes
-        noise = torch.randn(count, *self.shape, generator=generator(self.seed, "samples", part))
+        noise = torch.randn(
+            count, *self.shape, generator=generator(self.seed, "samples", part), dtype=torch.float32
+        )
         return centres[y] + self.spread * noise, y

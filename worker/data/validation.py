@@ -39,7 +39,7 @@ def hold_out(dataset: Dataset, share: float, seed: int) -> Dataset:
 def choose_samples(labels: Tensor | None, size: int, share: float, seed: int) -> Tensor:
     """A mask (size,) of the validation samples."""
     mask = torch.zeros(size, dtype=torch.bool)
-    labels = torch.zeros(size) if labels is None else labels
+    labels = torch.zeros(size, dtype=torch.int64) if labels is None else labels
     for number, label in enumerate(labels.unique().tolist()):
         members = (labels == label).nonzero().flatten()
         order = torch.randperm(len(members), generator=generator(seed, "validation", number))

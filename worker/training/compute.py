@@ -477,7 +477,7 @@ class WorkerCompute:
             mounted, name = MountedAttack(attack, task.sight), task.byzantine[0]
             names = {"own": (name,), "colluders": task.byzantine, "all": task.honest}[task.sight]
             for round in range(1 + remembers(attack)):
-                rows = torch.randn(len(names), self.layout.numel, generator=random)
+                rows = torch.randn(len(names), self.layout.numel, dtype=torch.float32, generator=random)
                 view = self.view(round, names, rows)
                 mounted(name, rows[0].clone(), self.knowledge(name, round, view, parameters))
         elif isinstance(attack, DataAttack) and self.dataset.classes is not None:

@@ -1,9 +1,10 @@
-"""The device of torch to compute on: whether it works here, and the memory that a forward pass takes."""
+"""The device of torch to compute on: whether it works here, its memory, and the default of a program."""
 
 from __future__ import annotations
 
 import weakref
-from collections.abc import Iterable
+from collections.abc import Generator, Iterable
+from contextlib import ExitStack, contextmanager
 from typing import Any
 
 import torch
@@ -31,7 +32,7 @@ def find_device(name: str) -> torch.device:
             f"`worker.device` should be one of this machine. Found {name!r}, and torch sees no GPU."
         )
     try:
-        works = float(torch.ones(1).to(device).add(1).cpu()) == 2
+        works = float(torch.ones(1, dtype=torch.float32).to(device).add(1).cpu()) == 2
     except Exception as error:
         raise InputError(
             f"`worker.device` should be one of this machine. Found {name!r}, which does not work: "
@@ -81,3 +82,15 @@ class MemoryFootprint(TorchDispatchMode):
     def _freed(self, key: int, size: int) -> None:
         self._alive.discard(key)
         self._now -= size
+
+
+@contextmanager
+def as_in_a_new_thread() -> Generator[None]:
+    """Leave out what a program has set in torch for its own thread: a default device, inference mode."""
+    with ExitStack() as stack:
+        if torch.get_default_device().type != "cpu":
+            stack.enter_context(torch.device("cpu"))
+        if torch.is_inference_mode_enabled():
+            stack.enter_context(torch.inference_mode(False))
+            stack.enter_context(torch.enable_grad())
+        yield

@@ -111,7 +111,9 @@ def exact_digest(tensor: Tensor) -> str:
 
 def probe_means(tensor: Tensor) -> str:
     """The mean of some samples, evenly spread, as a JSON list."""
-    places = torch.linspace(0, len(tensor) - 1, min(PROBES, len(tensor))).long().tolist()
+    places = (
+        torch.linspace(0, len(tensor) - 1, min(PROBES, len(tensor)), dtype=torch.float32).long().tolist()
+    )
     return json.dumps([round(float(tensor[place].double().mean()), 6) for place in places])
 
 

@@ -126,7 +126,9 @@ class Trainer:
         found = ModelBuffers(self._module) if buffers != "refuse" else None
         self.buffers = found if found is not None and found.numel else None
         """The buffers of the model, where they are part of vectors."""
-        self.initial_buffers = torch.empty(0) if self.buffers is None else self.buffers.read().cpu()
+        self.initial_buffers = (
+            torch.empty(0, dtype=torch.float32) if self.buffers is None else self.buffers.read().cpu()
+        )
         """(b,), as the model is made with."""
         try:
             self.layout: Layout = layout_of(self._module)
@@ -522,6 +524,8 @@ def build_model(model: Model, dataset: Dataset, seed: int) -> nn.Module:
         module = call_builder(model, dataset)
         if any(is_lazy(tensor) for tensor in (*module.parameters(), *module.buffers())):
             initialise_lazy(module, describe_model(model), dataset)
+    if is_built_in(model):
+        module = module.float()  # whatever type a program has as its default
     check_memory_apart(module)
     return module
 

@@ -284,7 +284,7 @@ def _described(rule: Order | WeightedOrder, m: int, device: torch.device) -> tup
     """The kernel for a rule, and its arguments."""
     if isinstance(rule, WeightedOrder):
         weights, low, high, slack, kind = rule.plan()
-        units = torch.tensor(weights, dtype=torch.int32).to(device, non_blocking=True)
+        units = torch.tensor(weights, dtype=torch.int32, device="cpu").to(device, non_blocking=True)
         bounds = {"weights": units, "low": low, "high": high, "slack": slack}
         return "weighted", {**bounds, "KIND": KINDS.index(kind), "NETWORK": _pairs(m, 0, m - 1)}
     if isinstance(rule, Majority):

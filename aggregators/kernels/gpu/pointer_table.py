@@ -25,7 +25,7 @@ class Table:
         offsets = [(v.data_ptr() - first) // item for v in vectors]
         align = 16 // item if all(offset % (16 // item) == 0 for offset in offsets) else 1
         # Without waiting for the device; `rows` keeps what the addresses point to.
-        table = torch.tensor(offsets).to(rows.device, non_blocking=True)
+        table = torch.tensor(offsets, device="cpu").to(rows.device, non_blocking=True)
         return cls(Rows(vectors), table, align)
 
     @property

@@ -84,11 +84,11 @@ class OwnOptimizer(Optimizer):
         if scheduler is not None and (schedule is not None or warmup):
             raise InputError("`schedule` should be a function or a named schedule. Found both.")
         d = sum(math.prod(shape) for shape in shapes)
-        zeros = torch.zeros(d)
+        zeros = torch.zeros(d, dtype=torch.float32)
         trial = cls._made(optimizer, scheduler)
         stepper = ShapedStepper(trial, zeros, shapes if trial.needs_shapes else [(d,)])
         stepper.check_length(rounds)
-        stepper.step(zeros, zeros, 0.0, stepper.rate(0, 1), torch.empty(d))
+        stepper.step(zeros, zeros, 0.0, stepper.rate(0, 1), torch.empty_like(zeros))
         optimizers = stepper.state()["optimizers"]
         kept = sum(tensor.numel() * tensor.element_size() for tensor in tensors(optimizers))
         named = {} if schedule is None else {"schedule": schedule}

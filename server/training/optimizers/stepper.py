@@ -27,7 +27,7 @@ class Stepper:
 
     def __init__(self, optimizer: Optimizer, d: int, device: torch.device | str = "cpu") -> None:
         self._optimizer = optimizer
-        self._parameter = torch.nn.Parameter(torch.empty(d, device=device))
+        self._parameter = torch.nn.Parameter(torch.empty(d, dtype=torch.float32, device=device))
         self._torch = optimizer.build(self._parameter)
         self._bounds = Bounds(math.inf)
 

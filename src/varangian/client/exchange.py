@@ -31,6 +31,7 @@ from varangian.protos.contract import Terms
 from varangian.protos.layout import Layout
 from varangian.protos.text import escape
 from varangian.structured_logs import event
+from varangian.worker.training.device import as_in_a_new_thread
 from varangian.worker.training.flat import DivergedError, ModelError, check_finite
 from varangian.worker.transport.client import ClientError
 from varangian.worker.transport.results import Finished, Receipt
@@ -170,6 +171,7 @@ class Exchange:
         # A delta is made where it is pushed: the pull after it must not take its turn.
         return self._submit(_after(self.drain(), pull) if self.memory.makes_deltas else pull)
 
+    @as_in_a_new_thread()
     def end_pull(self, got: Given | Finished, zero_grad: bool) -> bool:
         """Take up what was pulled; whether there is a round to compute."""
         if isinstance(got, Finished):
@@ -194,6 +196,7 @@ class Exchange:
         self._answered, self._began = False, time.monotonic()
         return True
 
+    @as_in_a_new_thread()
     def begin_push(
         self,
         vector: Tensor | None,

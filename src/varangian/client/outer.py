@@ -119,6 +119,7 @@ class Outer:
         """Of which round they are."""
         self._steps = 0
         self._underway: Underway | None = None
+        self._entered = False
 
     @property
     def running(self) -> bool:
@@ -141,8 +142,10 @@ class Outer:
             server's parameters.
 
         Raises:
-            ClientError: the server cannot be reached any more, or does not take this worker.
+            ClientError: the server cannot be reached any more, or does not take this worker; or this is not
+                inside of `with`.
         """
+        self._check_entered("step()")
         if not self.running:
             return None
         self._steps += 1
@@ -161,8 +164,17 @@ class Outer:
         Raises:
             ClientError: as `step`.
         """
+        self._check_entered("sync()")
         outcome = None if self._underway is None else self._take_up(self._underway)
         return self._take_up(self._begin()) if self.running and self._steps else outcome
+
+    def _check_entered(self, what: str) -> None:
+        """Without the pull on entry there would be steps that nobody hears of."""
+        if not self._entered:
+            raise ClientError(
+                f"{what} belongs inside of `with varangian.outer(...) as outer:`, which first pulls the "
+                "parameters of a round."
+            )
 
     def _begin(self) -> Underway:
         """Begin to push, and to pull when that is done."""
@@ -215,6 +227,7 @@ class Outer:
 
     def __enter__(self) -> Outer:
         self._steps, self._underway = 0, None
+        self._entered = True
         self._pulled(wait(self._exchange.begin_pull()))
         return self
 
@@ -222,7 +235,7 @@ class Outer:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         """Wait for a vector that is on its way unless there is an error; steps after it are not pushed."""
-        underway, self._underway = self._underway, None
+        underway, self._underway, self._entered = self._underway, None, False
         going_on, self._start = self.running, None
         if underway is not None:
             try:

@@ -107,7 +107,7 @@ class Models:
         """
         clients = sorted(models, key=lambda client: (len(client), client))
         bad = dict(dropped or {})
-        rows = torch.empty(len(clients), layout.d, dtype=layout.dtype)
+        rows = torch.empty(len(clients), layout.d, dtype=layout.dtype, device="cpu")
         for row, client in zip(rows, clients, strict=True):
             layout.write(row, models[client], base)
         reference = self._update if self._refers else None

@@ -15,6 +15,7 @@ from types import FrameType
 from typing import Any, Generic, TypeVar
 
 from varangian.protos.network.descriptors import check_free
+from varangian.worker.training.device import as_in_a_new_thread
 
 T = TypeVar("T")
 Interrupt = Callable[[str], None]
@@ -35,7 +36,8 @@ def run_to_completion(main: Callable[[], Coroutine[Any, Any, T]]) -> T:
         asyncio.get_running_loop()
     except RuntimeError:
         check_free()
-        return asyncio.run(main())
+        with as_in_a_new_thread():
+            return asyncio.run(main())
     check_free()
     thread = _LoopThread(main)
     with _pass_signals_on(thread):

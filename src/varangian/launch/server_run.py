@@ -772,7 +772,7 @@ def try_aggregator(config: RunConfig, blocks: Sequence[int]) -> None:
         return
     random = torch.Generator().manual_seed(config.seed)
     try:
-        rows, weights = torch.randn(n, d, generator=random), config.worker_weights
+        rows, weights = torch.randn(n, d, dtype=torch.float32, generator=random), config.worker_weights
         weighing = None if weights is None else [*weights.values()][:n]
         update = aggregator(rows, rng=random, blocks=blocks, weights=weighing).vector
     except AggregationError as error:

@@ -42,6 +42,7 @@ from varangian.serving.running import Running
 from varangian.serving.settings import bind_settings, check_arguments, settings_from
 from varangian.serving.work import Work
 from varangian.worker.training.buffers.vector import BufferMode
+from varangian.worker.training.device import as_in_a_new_thread
 
 log = logging.getLogger("varangian")
 
@@ -296,6 +297,7 @@ class Server:
             work.release()
             raise
 
+    @as_in_a_new_thread()
     def _configured(self, more: Mapping[str, Any], base: Config) -> RunConfig:
         config = _with_gate(
             settings_from(base, {**self._given, **more}, self._model.name), given=self._gated
@@ -325,6 +327,7 @@ class Server:
             raise ConfigError(problems)
         return config
 
+    @as_in_a_new_thread()
     def _work(
         self,
         address: str | None,

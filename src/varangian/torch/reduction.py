@@ -708,7 +708,9 @@ class Reduction:
             return
         sound = settled.error is None and all(finite(piece.update) for piece in settled.pieces)
         if group.whole is not group.group:  # whose ranks see other columns
-            bad = torch.tensor([float(not sound)], device=settled.pieces[0].memory.device)
+            bad = torch.tensor(
+                [float(not sound)], dtype=torch.float32, device=settled.pieces[0].memory.device
+            )
             dist.all_reduce(bad, group=group.whole)
             sound = not bool(bad)
         if not sound and settled.error is None:

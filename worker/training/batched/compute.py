@@ -67,7 +67,7 @@ class BatchedCompute:
             raise CannotBatch("the buffers of the model are others for each worker")
         n, d = len(task.workers), worker_compute.layout.numel
         self._places = {name: place for place, name in enumerate(task.workers)}
-        self._honest = torch.zeros(n, d, device=self._trainer.device)
+        self._honest = torch.zeros(n, d, dtype=torch.float32, device=self._trainer.device)
         """The last honest vector of each worker, which is its momentum; never what an attack made of it."""
         self._rows = self._honest.unbind()
         self._rounds: dict[str, int] = {}

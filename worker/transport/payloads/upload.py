@@ -42,12 +42,12 @@ class PieceMemory:
     """
 
     def __init__(self) -> None:
-        self._made = torch.empty(0, dtype=torch.uint8)
+        self._made = torch.empty(0, dtype=torch.uint8, device="cpu")
 
     def of(self, size: int) -> Tensor:
         """So many bytes of it."""
         if len(self._made) < size:
-            self._made = torch.empty(size, dtype=torch.uint8)
+            self._made = torch.empty(size, dtype=torch.uint8, device="cpu")
         return self._made[:size]
 
 

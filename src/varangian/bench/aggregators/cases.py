@@ -38,11 +38,11 @@ class Input:
     def of(cls, n: int, d: int, seed: int) -> Input:
         """A common direction and as much noise; the Byzantine rows have it reversed."""
         rng, byzantine = torch.Generator().manual_seed(seed), most_byzantine(n)
-        common = torch.randn(d, generator=rng)
-        rows = torch.randn(n, d, generator=rng)
+        common = torch.randn(d, generator=rng, dtype=torch.float32)
+        rows = torch.randn(n, d, generator=rng, dtype=torch.float32)
         rows[: n - byzantine] += common
         rows[n - byzantine :] -= common
-        return cls(rows, common + 0.1 * torch.randn(d, generator=rng), byzantine)
+        return cls(rows, common + 0.1 * torch.randn(d, generator=rng, dtype=torch.float32), byzantine)
 
     def first(self, columns: int) -> Input:
         return Input(self.rows[:, :columns].contiguous(), self.root[:columns].contiguous(), self.byzantine)

@@ -218,7 +218,10 @@ def _digest(parameters: torch.Tensor) -> str:
 
 def _other_versions(manifest: Mapping[str, Any]) -> str:
     """What this program has of other versions than the run, as bits may depend on it; empty if nothing."""
-    here = {"torch": torch.__version__, "kernels": backend_for(Rows((torch.zeros(1),))).NAME}
+    here = {
+        "torch": torch.__version__,
+        "kernels": backend_for(Rows((torch.zeros(1, dtype=torch.float32),))).NAME,
+    }
     packages = manifest.get("packages")
     there = {
         "torch": packages.get("torch") if isinstance(packages, dict) else None,

@@ -36,7 +36,7 @@ def facts_of(config: RunConfig) -> dict[str, Any]:
         "varangian": __version__,
         "torch": torch.__version__,
         "python": platform.python_version(),
-        "kernels": backend_for(Rows((torch.zeros(1),))).NAME,
+        "kernels": backend_for(Rows((torch.zeros(1, dtype=torch.float32),))).NAME,
         "threads": config.server.threads,
     }
 

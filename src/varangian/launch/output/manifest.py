@@ -39,7 +39,7 @@ def manifest(config: RunConfig, command: list[str]) -> dict[str, Any]:
         "cpus": os.cpu_count(),
         "backend": config.backend,
         # Compiled kernels and plain torch round differently: the same bits need the same kernels.
-        "kernels": backend_for(Rows((torch.zeros(1),))).NAME,
+        "kernels": backend_for(Rows((torch.zeros(1, dtype=torch.float32),))).NAME,
         "started": time.strftime("%Y-%m-%dT%H:%M:%S%z"),
         "command": command,
         "own_code": own_code(config.resolved()),

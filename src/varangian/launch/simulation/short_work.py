@@ -58,7 +58,8 @@ def computes_as_a_new_thread() -> bool:
         or torch.is_autocast_enabled("cpu")
         or torch.get_default_device().type != "cpu"
     )
-    return not changed and (torch.tensor([1e-40]) * 1).item() > 0  # subnormal numbers are not flushed
+    least = torch.tensor([1e-40], dtype=torch.float32)
+    return not changed and (least * 1).item() > 0  # subnormal numbers are not flushed
 
 
 @contextmanager

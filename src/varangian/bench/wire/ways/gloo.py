@@ -40,7 +40,7 @@ class Server(RowServer):
         with suppress(RuntimeError):  # the worker has left
             while True:
                 self._group.recv([row], rank, GRADIENT).wait()
-                self._group.send([torch.ones(1)], rank, ANSWER).wait()
+                self._group.send([torch.ones(1, dtype=torch.float32)], rank, ANSWER).wait()
 
     def close(self) -> None:
         pass
@@ -86,7 +86,7 @@ def _group(store: Any, rank: int, job: Job) -> Any:
 
 def _send(group: Any, vector: Tensor) -> None:
     group.send([vector], 0, GRADIENT).wait()
-    group.recv([torch.empty(1)], 0, ANSWER).wait()
+    group.recv([torch.empty(1, dtype=torch.float32)], 0, ANSWER).wait()
 
 
 def _in_background(work: Callable[..., None], *arguments: object) -> None:

@@ -21,7 +21,9 @@ class Idle(Learner):
     """Keeps the rows of the last round until it is told to go on, and learns nothing."""
 
     def __init__(self, numel: int) -> None:
-        super().__init__(torch.zeros(numel), Aggregator(Mean()), Sgd(lr=1.0), rounds=MANY, seed=1)
+        super().__init__(
+            torch.zeros(numel, dtype=torch.float32), Aggregator(Mean()), Sgd(lr=1.0), rounds=MANY, seed=1
+        )
         self.go = threading.Semaphore(0)
         self.rows: Mapping[str, Tensor] = {}
 

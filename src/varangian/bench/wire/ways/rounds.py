@@ -31,11 +31,15 @@ class Server:
 
     def __init__(self, job: Job, rule: str, f: int) -> None:
         aggregator = aggregator_from(rule, "--rules", f=f)
-        learner = Learner(torch.zeros(job.numel), aggregator, Sgd(lr=1e-3), rounds=MANY, seed=1)
+        learner = Learner(
+            torch.zeros(job.numel, dtype=torch.float32), aggregator, Sgd(lr=1e-3), rounds=MANY, seed=1
+        )
         self._service = Service(job.workers, learner, f)
         self.address = self._service.address
         self._round = 0
-        self._service.push_by_hand(torch.linspace(1, 2, job.numel).numpy().data.cast("B"))
+        self._service.push_by_hand(
+            torch.linspace(1, 2, job.numel, dtype=torch.float32).numpy().data.cast("B")
+        )
 
     def ready(self) -> None:
         self._round += 1

@@ -59,7 +59,10 @@ class RealServer:
 
     def __init__(self, job: Job, tls: bool) -> None:
         f = (job.workers - 1) // 2
-        parameters, rule = torch.zeros(job.numel), aggregator_from(RULE, "--small", f=f)
+        parameters, rule = (
+            torch.zeros(job.numel, dtype=torch.float32),
+            aggregator_from(RULE, "--small", f=f),
+        )
         learner = Learner(parameters, rule, Sgd(lr=1e-3), rounds=MANY, seed=1)
         self._service = RecordingService(job.workers, learner, f, tls=tls)
         self.address = self._service.address

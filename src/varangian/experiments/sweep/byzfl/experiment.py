@@ -101,7 +101,7 @@ def _usable(device: str) -> bool:
     import torch  # only where a device is named
 
     try:
-        torch.empty(1, device=device)
+        torch.empty(1, dtype=torch.float32, device=device)
     except (RuntimeError, AssertionError):
         return False
     return True
