@@ -177,11 +177,12 @@ async def serve(
             with frozen_garbage_collector():
                 reason = await coordinator.run(stop, grace, for_good)
         if not leaving():
-            await service.farewell(
+            farewell = service.farewell(
                 REJOIN if coordinator.began_at_the_end else None,
                 # Only where somebody restarts workers as well.
                 lambda: limits.restart if returns and not stop.is_set() else 0.0,
             )
+            await (farewell if monitoring is None else asyncio.gather(farewell, monitoring.farewell()))
         return reason
 
 

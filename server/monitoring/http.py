@@ -75,6 +75,10 @@ class HttpLimits:
     """Seconds whose connections and requests may come at once."""
     backlog: int = 16
     """Connections that wait in the queue of the system."""
+    followed: float = 3.0
+    """Seconds since the state was asked for until nobody counts as following the run."""
+    farewell: float = 2.0
+    """Seconds for which the port stays at the end of a run that somebody follows: two looks."""
 
 
 HTTP_LIMITS = HttpLimits()

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import asyncio
+import math
+import time
 from collections.abc import AsyncGenerator, Callable
 from contextlib import asynccontextmanager
 
@@ -51,6 +54,8 @@ class Monitoring:
         self._limits, self._setting = limits, setting
         self._routes: dict[str, Route] = {}
         self._url = ""
+        self._asked = -math.inf
+        """When the state was last asked for, in seconds from any start."""
         self.add("/healthz", lambda: plain(200, "ok"), public=True)
 
     def add(self, path: str, answer: Callable[[], Answer], *, public: bool = False) -> None:
@@ -76,7 +81,12 @@ class Monitoring:
         """Show the page, with this as the JSON of the run."""
         for path, answer in page_routes().items():
             self.add(path, answer, public=True)
-        self.add("/state.json", lambda: state_answer(state()))
+
+        def followed() -> Answer:
+            self._asked = time.monotonic()
+            return state_answer(state())
+
+        self.add("/state.json", followed)
         self.add("/access", lambda: plain(200, self._access.kind), public=True)
 
     @asynccontextmanager
@@ -94,6 +104,11 @@ class Monitoring:
         server = HttpServer(self._routes, self._access, self._limits)
         async with server.listening(sockets, None if contexts is None else contexts.latest):
             yield
+
+    async def farewell(self) -> None:
+        """Stay for a moment, where somebody follows the run, so that its end is seen."""
+        if time.monotonic() - self._asked < self._limits.followed:
+            await asyncio.sleep(self._limits.farewell)
 
     def announce(self) -> None:
         """Say where it is."""

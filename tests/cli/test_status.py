@@ -1,15 +1,18 @@
 """`varangian status`: of a folder, of an address, and what it says when there is nothing to show."""
 
 import http.server
+import io
 import json
 import math
 import socket
 import threading
 
 import pytest
+from rich.console import Console
 
 import varangian as package
-from varangian.cli.views.status import plain_lines
+from varangian.cli.commands import status
+from varangian.cli.views.status import plain_lines, rich_view
 
 STATE = {
     "run": "\x1b[2Jrun",
@@ -107,6 +110,59 @@ def test_an_address_is_asked_with_its_token(varangian, page, tmp_path):
         code, _, err = varangian("status", "--url", url)
         assert (code, said in err) == (1, True), err
     assert {path for path, _ in seen} == {"/state.json"}
+
+
+def test_a_server_that_is_watched_may_end(varangian, page, monkeypatch):
+    monkeypatch.setattr(status, "PERIOD", 0.0)
+    url, seen, handler = page
+    answers = [(200, json.dumps({**STATE, "round": round}).encode()) for round in (3, 4)]
+    answers.insert(1, (500, b"busy"))
+    running = handler.do_GET
+
+    def answer(self):
+        self.answer = answers.pop(0) if answers else (503, b"gone")
+        running(self)
+
+    monkeypatch.setattr(handler, "do_GET", answer)
+    code, out, err = varangian("status", "--url", url, "--watch", "--format", "json")
+    assert [json.loads(line)["round"] for line in out.splitlines()] == [3, 4]
+    assert (code, "the run is over, or its server has stopped" in err, len(seen)) == (1, True, 8), err
+
+
+@pytest.mark.parametrize("width", [200, 100, 80, 60, 30])
+def test_a_terminal_of_any_width_has_all_that_matters(width):
+    names = [f"site-of-a-long-name-{place}" for place in range(2)]
+    workers = [
+        {**one, "name": name, "weights": [0.5] * 60}
+        for name, one in zip(names, STATE["workers"], strict=True)
+    ]
+    lines = shown({**STATE, "workers": workers, "warnings": ["disk"]}, width).splitlines()
+    assert max(map(len, lines)) <= width
+    bar = next(place for place, line in enumerate(lines) if "━" in line)
+    assert lines[bar].strip("━ ") == ""
+    text = "".join(line.strip() for line in lines).replace(" ", "")
+    assert all(words in text for words in ("3of9rounds;round3:waits", "warning:disk", "accuracy50.0%"))
+    if width >= 60:
+        assert all(part in text for part in ("connected", "dropped", "notfinite", "50.0%"))
+    if width >= 80:
+        assert all(any(name in line for line in lines) for name in names)
+
+
+def test_bars_of_the_last_rounds_take_the_room_that_is_left():
+    state = {
+        **STATE,
+        "workers": [{**STATE["workers"][0], "certificate_expires": None, "weights": [0.5] * 60}],
+    }
+    drawn = [sum(letter in "▁▂▃▄▅▆▇█" for letter in shown(state, width)) for width in (200, 80, 40)]
+    assert drawn[0] == 24
+    assert 24 > drawn[1] > drawn[2] == 0
+
+
+def shown(state, width):
+    """What a terminal of this width shows."""
+    out = io.StringIO()
+    Console(file=out, width=width, force_terminal=False, color_system=None).print(rich_view(state))
+    return out.getvalue()
 
 
 def test_a_port_that_speaks_something_else_is_said(varangian):

@@ -350,7 +350,7 @@ async function ask() {
     const reply = await fetch("state.json", { headers, cache: "no-store", signal: AbortSignal.timeout(PATIENCE) });
     if (reply.status === 401) return needToken(await reply.text());
     if (!reply.ok && reply.status !== 304) throw new Error(`the server answers ${reply.status}`);
-    if (reply.status === 200) { tag = reply.headers.get("ETag") || ""; show(await reply.json()); }
+    if (reply.status === 200) { tag = reply.headers.get("ETag") || ""; show(await reply.json()); } else if (failures) show(last);
     failures = 0; told = Date.now();
     get("contact").hidden = true; get("token").hidden = true;
     if (last && last.state !== "running") wait = SLOW;

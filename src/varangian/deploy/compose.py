@@ -388,7 +388,7 @@ OBSERVE = """\
   # The profile `observe`: Prometheus at 127.0.0.1:9090 with alert rules, and Grafana at 127.0.0.1:3000 with
   # a dashboard, for everybody on this machine to look at and nobody to change. The images are of others.
   prometheus:
-    image: ${PROMETHEUS_IMAGE:-prom/prometheus:v3.5.0}
+    image: ${PROMETHEUS_IMAGE:-prom/prometheus:v3.13.2}
     profiles: [observe]
     # The user of the image of Varangian, who may read the token, in the group of this image, who may write.
     user: "10001:65534"

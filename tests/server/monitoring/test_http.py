@@ -322,3 +322,18 @@ async def test_a_revoked_operator_is_refused(bundles, copied):
         assert (await port.get("/state.json"))[0] == 401
         port.context = client(bundles)
         assert (await port.get("/state.json", Authorization=f"Bearer {TOKEN.decode()}"))[0] == 200
+
+
+async def test_the_port_stays_for_a_moment_where_somebody_follows_the_run():
+    limits = replace(QUICK, followed=3600.0, farewell=3600.0)
+    async with Port(limits=limits) as port:
+        async with asyncio.timeout(patience(60)):
+            await port.monitoring.farewell()  # nobody has asked
+        await port.get("/state.json")
+        staying = asyncio.create_task(port.monitoring.farewell())
+        for _ in range(3):
+            await port.get("/state.json")
+        assert not staying.done()
+        staying.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await staying

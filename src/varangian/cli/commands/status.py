@@ -11,7 +11,7 @@ import sys
 import time
 import urllib.error
 import urllib.request
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, TypeAlias, cast
 from urllib.parse import urlsplit
@@ -26,6 +26,8 @@ RUNS = "runs"
 """The folder of run folders, unless `output` says another."""
 PERIOD = 1.0
 """Seconds between two looks."""
+PATIENCE = 5
+"""Looks in a row without an answer after which a server that is watched counts as gone."""
 LARGEST = 64 << 20
 """Bytes of an answer."""
 
@@ -45,29 +47,58 @@ def command(args: argparse.Namespace) -> int:
                 "--serve shows a run folder. A server has its own page: start it with server.metrics_port=0"
             )
         return _serve(_folder(args.run_folder), args.serve)
-    look = _look(args)
+    states = _states(_look(args), watch=args.watch, far=bool(args.server or args.url))
     form = args.format
     if form == "auto":
         form = "rich" if sys.stdout.isatty() else "plain"
     if form == "rich":
-        return _show_rich(look, args.watch)
+        return _show_rich(states, watch=args.watch)
     before = ""
-    while True:
-        state = look()
+    for state in states:
         text = json.dumps(state) if form == "json" else _plain(state)
         if text != before:
             print(text, flush=True)
         before = text
-        if not args.watch or state["state"] != "running":
-            return OK
+    return OK
+
+
+def _states(look: Look, *, watch: bool, far: bool) -> Iterator[State]:
+    """The state of a run, or all of them until it is over.
+
+    Args:
+        look: at the run.
+        watch: whether to go on after the first.
+        far: whether a server is asked, which ends with its run and may be away for a moment.
+
+    Raises:
+        CommandError: it cannot be looked at.
+    """
+    state = look()
+    yield state
+    missed = 0
+    while watch and state["state"] == "running":
         time.sleep(PERIOD)
+        try:
+            state = look()
+        except CommandError as error:
+            missed += 1
+            if far and missed < PATIENCE:
+                continue
+            if not far:
+                raise
+            ended = "It did before: the run is over, or its server has stopped"
+            raise CommandError(
+                f"{error}. {ended}. Its folder has the rest: varangian status RUN"
+            ) from error
+        missed = 0
+        yield state
 
 
 def _plain(state: State) -> str:
     return "\n".join(plain_lines(state))
 
 
-def _show_rich(look: Look, watch: bool) -> int:
+def _show_rich(states: Iterator[State], *, watch: bool) -> int:
     from rich.console import Console
     from rich.live import Live
 
@@ -75,15 +106,18 @@ def _show_rich(look: Look, watch: bool) -> int:
 
     console = Console()
     if not watch:
-        console.print(rich_view(look()))
+        console.print(rich_view(next(states)))
         return OK
-    with Live(console=console, auto_refresh=False, vertical_overflow="visible") as screen:
-        while True:
-            state = look()
-            screen.update(rich_view(state), refresh=True)
-            if state["state"] != "running":
-                return OK
-            time.sleep(PERIOD)
+    state: State | None = None
+    try:
+        # What has no room on the screen is cut off while it changes, and shown at the end.
+        with Live(console=console, auto_refresh=False, transient=True) as screen:
+            for state in states:
+                screen.update(rich_view(state), refresh=True)
+    finally:
+        if state is not None:
+            console.print(rich_view(state))
+    return OK
 
 
 def _look(args: argparse.Namespace) -> Look:
@@ -162,8 +196,7 @@ def _url_look(args: argparse.Namespace) -> Look:
             said = printable(error.read(NOTE).decode("utf-8", "replace").strip(), NOTE)
             raise CommandError(f"{address} answers {error.code}: {said}") from error
         except (OSError, ValueError, http.client.HTTPException) as error:
-            reason = getattr(error, "reason", None) or str(error) or type(error).__name__
-            raise CommandError(f"{address} does not answer: {printable(str(reason), NOTE)}") from error
+            raise CommandError(f"{address} does not answer: {_reason(error)}") from error
         except RecursionError:
             found = None
         if not _is_state(found):
@@ -171,6 +204,18 @@ def _url_look(args: argparse.Namespace) -> Look:
         return cast("State", found)
 
     return look
+
+
+def _reason(error: Exception) -> str:
+    """Why there is no answer, with what to do where a certificate was not believed."""
+    reason = getattr(error, "reason", None) or error
+    if isinstance(reason, ssl.SSLCertVerificationError):
+        hint = (
+            "With --certs DIR the authority of a bundle is believed, and with SSL_CERT_FILE=ca.pem that one"
+        )
+        return f"its certificate was not believed: {printable(reason.verify_message, NOTE)}. {hint}"
+    said = reason.strerror if isinstance(reason, OSError) else ""
+    return printable(said or str(reason) or type(reason).__name__, NOTE)
 
 
 def _is_state(found: Any) -> bool:

@@ -4,16 +4,25 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterator, Mapping, Sequence
-from typing import TYPE_CHECKING, Any
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Literal
 
 from varangian.cli.views.terminal import NOTE, align, printable
 
 if TYPE_CHECKING:
-    from rich.console import RenderableType
+    from rich.console import Console, ConsoleOptions, RenderableType, RenderResult
 
 BARS = "▁▂▃▄▅▆▇█"
-STRIP = 24
-"""Rounds whose weights are drawn."""
+STRIP, LEAST_STRIP = 24, 6
+"""Rounds whose weights are drawn at most, and at least, if at all."""
+HEADS = ("worker", "state", "last outcome", "weight", "seen", "certificate", "reason")
+WEIGHT, REASON = HEADS.index("weight"), HEADS.index("reason")
+LONGEST_REASON = 16
+"""Columns for which a reason finds room; a longer one is broken over lines where there is no more."""
+SPARE = (HEADS.index("certificate"), HEADS.index("seen"))
+"""What is left out first where there is little room."""
+GAP = 2
+"""Columns between two cells."""
 FULL = 2.0
 """A weight of so many equal shares has the highest bar."""
 NO_VECTOR = {"dropped": "x", "gated": "x", "revoked": "x", "missing": "-", "declined": "-"}
@@ -38,10 +47,9 @@ def plain_lines(state: Mapping[str, Any]) -> Iterator[str]:
     for warning in state.get("warnings", ()):
         yield f"warning: {_text(warning, NOTE)}"
     if rows := [_cells(worker, state) for worker in state["workers"]]:
-        heads = ("worker", "state", "last outcome", "weight", "seen", "certificate", "reason")
-        kept = [place for place in range(len(heads)) if place == 0 or any(row[place] for row in rows)]
+        kept = [place for place in range(len(HEADS)) if place == 0 or any(row[place] for row in rows)]
         yield ""
-        lines = [[row[place] or "-" for place in kept] for row in [heads, *rows]]
+        lines = [[row[place] or "-" for place in kept] for row in [HEADS, *rows]]
         yield from (line for line in align(lines))
     if 0 < len(rows) < state["workers_total"]:
         yield f"{state['workers_total'] - len(rows)} more workers"
@@ -53,8 +61,8 @@ def plain_lines(state: Mapping[str, Any]) -> Iterator[str]:
 def rich_view(state: Mapping[str, Any]) -> RenderableType:
     """Tables and colours for a terminal."""
     from rich.console import Group
+    from rich.padding import Padding
     from rich.progress_bar import ProgressBar
-    from rich.table import Table
     from rich.text import Text
 
     word = _text(state["state"])
@@ -67,34 +75,66 @@ def rich_view(state: Mapping[str, Any]) -> RenderableType:
     parts: list[RenderableType] = [
         head,
         Text(_text(state["run"]), "dim") if state.get("title") else Text(""),
-        ProgressBar(total=max(1, state["rounds"]), completed=state["round"], width=60),
+        # A bar by itself ends no line.
+        Padding(ProgressBar(total=max(1, state["rounds"]), completed=state["round"], width=60), 0),
         Text(sentence),
     ]
     if figures := _figures(state):
         pairs = [((f"{name} ", "dim"), (f"{text}   ", "bold")) for name, text in figures]
         parts.append(Text.assemble(*(part for pair in pairs for part in pair)))
     parts += [Text(f"warning: {_text(warning, NOTE)}", "yellow") for warning in state.get("warnings", ())]
-    rows = [(_cells(worker, state), worker) for worker in state["workers"]]
-    if rows:
-        table = Table(box=None, pad_edge=False, header_style="dim")
-        heads = ("worker", "state", "last outcome", "weight", "seen", "certificate", "reason")
-        kept = [place for place in range(len(heads)) if place == 0 or any(row[place] for row, _ in rows)]
-        strips = [_strip(worker, state) for _, worker in rows]
-        for place in kept:
-            table.add_column(heads[place], justify="right" if place == 3 else "left", no_wrap=place < 6)
-        if any(strips):
-            table.add_column("last rounds", no_wrap=True)
-        for (cells, worker), strip in zip(rows, strips, strict=True):
-            styles = {0: "bold", 1: _style(worker), 2: _style(worker)}
-            shown = [Text(cells[place], styles.get(place, "")) for place in kept]
-            table.add_row(*shown, *([Text(strip, "blue")] if any(strips) else []))
-        parts += [Text(""), table]
-    if 0 < len(rows) < state["workers_total"]:
-        parts.append(Text(f"{state['workers_total'] - len(rows)} more workers", "dim"))
+    if state["workers"]:
+        parts += [Text(""), _WorkerTable(state)]
+    if 0 < len(state["workers"]) < state["workers_total"]:
+        parts.append(Text(f"{state['workers_total'] - len(state['workers'])} more workers", "dim"))
     if state.get("refusals"):
         counts = ", ".join(f"{_text(code)} {count}" for code, count in state["refusals"].items())
         parts.append(Text(f"refused: {counts}", "dim"))
     return Group(*parts)
+
+
+@dataclass(frozen=True)
+class _WorkerTable:
+    """The workers as a table that fits into a terminal of any width.
+
+    Where there is little room fewer of the last rounds are drawn, or none; then columns are left out, and
+    at last cells are broken over lines.
+    """
+
+    state: Mapping[str, Any]
+
+    def __rich_console__(self, console: Console, options: ConsoleOptions) -> RenderResult:
+        from rich.cells import cell_len
+        from rich.table import Table
+        from rich.text import Text
+
+        workers = self.state["workers"]
+        rows = [_cells(worker, self.state) for worker in workers]
+        kept = [place for place in range(len(HEADS)) if place == 0 or any(row[place] for row in rows)]
+        widths = {place: max(cell_len(row[place]) for row in [HEADS, *rows]) for place in kept}
+        widths = {
+            place: min(most, LONGEST_REASON) if place == REASON else most for place, most in widths.items()
+        }
+        for spare in SPARE:
+            if spare in kept and sum(widths.values()) + GAP * (len(kept) - 1) > options.max_width:
+                kept.remove(spare)
+                del widths[spare]
+        left = options.max_width - sum(widths.values()) - GAP * len(kept)
+        strips = [_strip(worker, self.state, max(0, min(STRIP, left))) for worker in workers]
+        drawn = left >= LEAST_STRIP and any(strips)
+        table = Table(box=None, pad_edge=False, header_style="dim")
+        for place in kept:
+            broken = place == REASON or left < -GAP
+            justify: Literal["left", "right"] = "right" if place == WEIGHT else "left"
+            overflow: Literal["fold", "ellipsis"] = "fold" if broken else "ellipsis"
+            table.add_column(HEADS[place], justify=justify, no_wrap=not broken, overflow=overflow)
+        if drawn:
+            table.add_column("last rounds"[: max(LEAST_STRIP, left)], no_wrap=True)
+        for cells, worker, strip in zip(rows, workers, strips, strict=True):
+            styles = {0: "bold", 1: _style(worker), 2: _style(worker)}
+            shown = [Text(cells[place], styles.get(place, "")) for place in kept]
+            table.add_row(*shown, *([Text(strip, "blue")] if drawn else []))
+        yield table
 
 
 def _style(worker: Mapping[str, Any]) -> str:
@@ -136,9 +176,9 @@ def _cells(worker: Mapping[str, Any], state: Mapping[str, Any]) -> Sequence[str]
     )
 
 
-def _strip(worker: Mapping[str, Any], state: Mapping[str, Any]) -> str:
+def _strip(worker: Mapping[str, Any], state: Mapping[str, Any], rounds: int) -> str:
     """The weights of the last rounds as bars."""
-    cells = worker.get("weights", ())[-STRIP:]
+    cells = worker.get("weights", ())[-rounds:] if rounds else ()
     if not any(cell is not None for cell in cells):
         return ""
     equal = 1 / max(1, sum(bool(other.get("weights")) for other in state["workers"]))
