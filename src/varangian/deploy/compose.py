@@ -423,7 +423,7 @@ OBSERVE = """\
       options: {max-size: 10m, max-file: "3"}
 
   grafana:
-    image: ${GRAFANA_IMAGE:-grafana/grafana:12.1.0}
+    image: ${GRAFANA_IMAGE:-grafana/grafana:12.4}
     profiles: [observe]
     environment:
       PROMETHEUS_URL: http://prometheus:9090
