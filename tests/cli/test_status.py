@@ -73,6 +73,9 @@ def test_the_newest_run_of_this_folder(varangian, tmp_path, monkeypatch):
     assert (code, out.splitlines()[0]) == (0, f"{result.folder.name} flag: finished")
     code, out, _ = varangian("status", "--format", "rich")
     assert (code, "w03" in out) == (0, True)
+    (tmp_path / "runs").rename(tmp_path / "others")
+    code, out, err = varangian("status", "others")
+    assert (code, out.splitlines()[:1]) == (0, [f"{result.folder.name} flag: finished"]), err
 
 
 def test_an_address_is_asked_with_its_token(varangian, page, tmp_path):

@@ -15,7 +15,7 @@ def add_status(parser: argparse.ArgumentParser) -> None:
         nargs="?",
         type=expanded,
         metavar="RUN",
-        help="the folder of a run, over or not; by default the newest in runs/",
+        help="the folder of a run, over or not, or one with such folders, for the newest; by default runs/",
     )
     source = parser.add_mutually_exclusive_group()
     source.add_argument("--server", metavar="HOST:PORT", help="ask a server instead, at its server.port")

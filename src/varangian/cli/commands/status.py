@@ -19,11 +19,11 @@ from urllib.parse import urlsplit
 from varangian.cli.main import OK, CommandError
 from varangian.cli.views.status import plain_lines
 from varangian.cli.views.terminal import NOTE, printable
-from varangian.files import user_path
+from varangian.files import settings_file, user_path
 from varangian.launch.result import RunError
 
-RUNS = "runs"
-"""The folder of run folders, unless `output` says another."""
+RUNS, MANIFEST = "runs", "manifest.json"
+"""The folder of run folders, unless `output` says another, and a file that each of them has."""
 PERIOD = 1.0
 """Seconds between two looks."""
 PATIENCE = 5
@@ -131,20 +131,23 @@ def _look(args: argparse.Namespace) -> Look:
 
 
 def _folder(given: str | None) -> Path:
-    """The run folder that is meant.
+    """The run folder that is meant: the one that is given, or the newest in a folder of run folders.
 
     Raises:
         CommandError: there is none.
     """
+    folder = user_path(RUNS if given is None else given)
+    if given is not None and settings_file(folder).exists():
+        return folder
+    found = [(path.stat().st_mtime, path.parent) for path in folder.glob(f"*/{MANIFEST}")]
+    if found:
+        return max(found)[1]
     if given is not None:
-        return user_path(given)
-    found = [(path.stat().st_mtime, path.parent) for path in Path(RUNS).glob("*/manifest.json")]
-    if not found:
-        raise CommandError(
-            f"{RUNS}/ should hold run folders, of which the newest is shown. Found none here. "
-            "Name one: varangian status RUN; or a server: varangian status --server HOST:PORT"
-        )
-    return max(found)[1]
+        return folder
+    raise CommandError(
+        f"{RUNS}/ should hold run folders, of which the newest is shown. Found none here. "
+        "Name one: varangian status RUN; or a server: varangian status --server HOST:PORT"
+    )
 
 
 def _folder_look(folder: Path) -> Look:
