@@ -10,6 +10,7 @@ import socket
 import threading
 import time
 
+from tests.extent import patience
 from tests.hostile.http2 import HungUp
 from tests.hostile.rogue import BAD, BUSY, GOOD, Rogue, hung_up, received, reset, sent
 
@@ -61,7 +62,7 @@ def strangers(siege):
         yield
         assert len(alive(lines)) <= STRANGERS
         yield
-        for _ in range(40):
+        for _ in range(round(patience(40))):
             lines = [line for i, line in enumerate(alive(lines)) if i % 2 or sent(line, b"\0")]
             if not lines:
                 break
@@ -89,9 +90,11 @@ def guesses(siege):
             sent(line, guess)
             assert hung_up(line)
         data = rogue.payload(GOOD)
-        assert sent(rogue.dial(), ticket + data)
+        delivered = sent(rogue.dial(), ticket + data)
         rogue.seal(stream, payload_digest(data))
-        assert rogue.code(stream) in TAKEN, "a wrong ticket takes nothing from who has the right one"
+        found = rogue.code(stream)
+        assert found in TAKEN, "a wrong ticket takes nothing from who has the right one"
+        assert delivered or found in BUSY
 
 
 def connection_flood(siege):
@@ -111,14 +114,16 @@ def old_tickets(siege):
         stream, ticket = rogue.offers()
         line, data = rogue.dial(), rogue.payload(GOOD)
         said = ticket + data
-        assert sent(line, said[:1000])
+        delivered = sent(line, said[:1000])
         _refused(rogue, ticket)
-        assert sent(line, said[1000:])
+        delivered &= sent(line, said[1000:])
         _refused(rogue, ticket)
         rogue.seal(stream, payload_digest(data))
-        assert rogue.code(stream) in TAKEN
+        found = rogue.code(stream)
+        assert found in TAKEN
+        assert delivered or found in BUSY
         _refused(rogue, ticket)
-        assert sent(line, ticket)
+        sent(line, ticket)
         assert hung_up(line)
 
 
@@ -146,10 +151,12 @@ def one_ticket_behind_another(siege):
         push, first = rogue.offers()
         pull, second = rogue.wants()
         line, other, data = rogue.dial(), rogue.dial(), rogue.payload(GOOD)
-        assert sent(line, first + data + second)
+        delivered = sent(line, first + data + second)
         sent(other, second)
         rogue.seal(push, payload_digest(data))
-        assert rogue.code(push) in TAKEN
+        code = rogue.code(push)
+        assert code in TAKEN
+        assert delivered or code in BUSY
         found = [len(received(line, len(data))), len(received(other, len(data)))]
         assert found.count(0) >= 1
         rogue.end(pull)
@@ -422,12 +429,14 @@ def unsealed(siege):
 def stolen_tickets(siege):
     """Whoever has seen a ticket can end its call; what comes can be read in clear text only."""
     with Rogue(siege) as rogue, Rogue(siege, OTHERS[0]) as thief:
-        stream, ticket = rogue.wants()
-        line = thief.dial()
-        sent(line, bytes(ticket))
-        found = received(line, 1 << 20)
+        found = b""
+        while len(found) < 1 << 20:
+            stream, ticket = rogue.wants()
+            line = thief.dial()
+            sent(line, bytes(ticket))
+            found = received(line, 1 << 20)
+            assert len(found) == 1 << 20 or rogue.code(stream) in BUSY
         model = bytes(encode_vector(rogue.takes()[:64]))
-        assert len(found) == 1 << 20
         assert (model in found) == (siege.certs is None)
         rogue.end(stream)
 
