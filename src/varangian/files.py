@@ -26,6 +26,11 @@ def expanded(text: str) -> str:
     return str(user_path(text))
 
 
+def by_own_name(path: Path) -> Path:
+    """The same folder under its own name, which `.`, `..` and a link do not have."""
+    return path.resolve() if path.name in ("", "..") or path.is_symlink() else path
+
+
 def settings_file(run: Path) -> Path:
     """The file with all settings of a run: those of its start, or others with which it went on.
 

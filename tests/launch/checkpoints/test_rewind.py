@@ -2,6 +2,7 @@
 
 import json
 import shutil
+from pathlib import Path
 
 import pytest
 import torch
@@ -16,6 +17,7 @@ from varangian.launch.checkpoints.resume import resume, settings_of
 from varangian.launch.checkpoints.rewind import branch, kept_checkpoints
 from varangian.launch.checkpoints.worker_states import tidy_states, worker_states
 from varangian.protos.contract import Terms
+from varangian.state_file import write
 from varangian.worker.checkpoints.store import PartStore
 
 
@@ -90,6 +92,40 @@ def test_a_run_goes_on_whose_folder_has_a_new_name(run):
         _, resumed = resume(settings_of(folder), folder, lambda text: None)
         resumed.lock.release()
         assert (resumed.round, resumed.parent) == (round, "a-run")
+
+
+@pytest.mark.parametrize("named", [".", "../a-run/.", "../latest"])
+def test_a_folder_has_its_name_however_it_is_written(run, named, monkeypatch):
+    run.with_name("latest").symlink_to(run)
+    monkeypatch.chdir(run)
+    made = branch(Path(named), 4)
+    assert made.resolve() == run.with_name("a-run-r4")
+    _, resumed = resume(settings_of(Path(named)), Path(named), lambda text: None)
+    resumed.lock.release()
+    assert (resumed.folder.resolve(), resumed.parent) == (run, "")
+    assert resumed.folder.name == "a-run"
+
+
+def test_other_files_of_states_are_no_checkpoints(run):
+    """Kept rows have a round and a version, too."""
+    write(CheckpointFolder(run).file(8), {"version": 1, "round": 8, "state": {"rows": {}}}, {})
+    newest, *_ = kept_checkpoints(run)
+    assert (newest.round, newest.damage) == (8, "it is no checkpoint")
+    _, resumed = resume(settings_of(run), run, lambda text: None)
+    resumed.lock.release()
+    assert resumed.round == 6
+    with pytest.raises(RunError, match="cannot be used: it is no checkpoint"):
+        branch(run, 8)
+    CheckpointFolder(run).file(8).unlink()
+    CheckpointFolder(run).file(8).mkdir()
+    with pytest.raises(RunError, match=r"round-000008\.safetensors cannot be read: Is a directory"):
+        branch(run, 8)
+
+
+def test_a_checkpoint_that_goes_while_they_are_listed_is_left_out(run):
+    CheckpointFolder(run).file(8).unlink()
+    CheckpointFolder(run).file(8).symlink_to("nowhere")
+    assert [one.round for one in kept_checkpoints(run)] == [6, 4, 2]
 
 
 def test_what_workers_have_kept_is_copied(run):

@@ -27,7 +27,8 @@ def command(args: argparse.Namespace) -> int:
             print("\n".join(table(found)) if found else f"{run} has no checkpoints")
             return OK
         made = branch(run, args.round, None if args.output is None else Path(args.output))
-        states = next(one.workers for one in kept_checkpoints(run) if one.round == args.round)
+        # One that goes on may have removed it by now.
+        states = next((one.workers for one in kept_checkpoints(run) if one.round == args.round), None)
     except RunError as error:
         raise CommandError(str(error)) from error
     print(f"{made} begins with round {args.round} of {run}; --resume {made} goes on with it")

@@ -184,7 +184,19 @@ class CheckpointFolder:
         if version > VERSION:
             found = f"version {version}, this one knows {VERSION}"
             raise StateFileError(file, f"it was written by a newer varangian ({found})")
-        return plain
+        match plain:
+            case {
+                "run": str(),
+                "epoch": int(),
+                "layout": str(),
+                "digest": str(),
+                "record": {"bytes": int(), "lines": int()},
+                "alarms": {},
+                "state": {"run": {}},
+            }:
+                return plain
+            case _:  # as kept rows, which are a state file, too
+                raise StateFileError(file, "it is no checkpoint")
 
     def _names(self) -> list[str]:
         try:

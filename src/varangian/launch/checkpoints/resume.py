@@ -15,7 +15,7 @@ from typing import Any
 
 from varangian.config import RunConfig, load
 from varangian.config.yaml_text import dump
-from varangian.files import settings_file, user_path
+from varangian.files import by_own_name, settings_file, user_path
 from varangian.launch.checkpoints.changes import FIXED, Change, changes, learning_rates, problems, refused
 from varangian.launch.checkpoints.folder import CheckpointFolder, facts_of
 from varangian.launch.checkpoints.lock import FolderLock, has_ended
@@ -119,6 +119,7 @@ def resume(
         RunOver: all rounds are done.
         RunError: the folder cannot be used, or another server works in it.
     """
+    folder = by_own_name(folder)
     before = settings_of(folder)
     config = with_seed_of(config, before)
     found = changes(before, config)

@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from varangian.files import LATER, write_atomically
+from varangian.files import LATER, by_own_name, write_atomically
 from varangian.launch.checkpoints.folder import CheckpointFolder, Score, reasons_to_keep
 from varangian.launch.checkpoints.resume import parents, settings_of
 from varangian.launch.checkpoints.worker_states import WorkerStates, states_folder, worker_states
@@ -48,15 +48,19 @@ def kept_checkpoints(run: Path) -> list[KeptCheckpoint]:
     Raises:
         RunError: it is no folder of a run.
     """
+    run = by_own_name(run)
     config, folder = settings_of(run), CheckpointFolder(run)
     found = list[KeptCheckpoint]()
     scores = folder.scores()
     newest = 1 if config.server.checkpoint is None else config.server.checkpoint.keep
     reasons = reasons_to_keep(scores, newest, _alarm(folder))
     for round in folder.rounds():
-        size = folder.file(round).stat().st_size
+        size = 0
         try:
+            size = folder.file(round).stat().st_size
             head = folder.head(round)
+        except FileNotFoundError:  # a run that goes on has removed it by now
+            continue
         except (StateFileError, OSError) as error:
             damage = error.reason if isinstance(error, StateFileError) else error.strerror or str(error)
             found.append(KeptCheckpoint(round, size, damage=damage))
@@ -79,6 +83,7 @@ def branch(run: Path, round: int, output: Path | None = None) -> Path:
     Raises:
         RunError: there is no such checkpoint, it is damaged, or the folder cannot be made.
     """
+    run = by_own_name(run)
     settings_of(run)
     folder = CheckpointFolder(run)
     if round not in folder.rounds():
@@ -86,8 +91,10 @@ def branch(run: Path, round: int, output: Path | None = None) -> Path:
         raise RunError(f"{run} has no checkpoint of round {round}. There are those of: {there}")
     try:
         head = folder.read(round).plain
-    except (StateFileError, OSError) as error:
+    except StateFileError as error:
         raise RunError(str(error)) from error
+    except OSError as error:
+        raise RunError(f"{folder.file(round)} cannot be read: {error.strerror or error}") from error
     made = None
     try:
         made = make_at(output or run.with_name(f"{run.name}-r{round}"))
