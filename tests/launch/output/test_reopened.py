@@ -86,6 +86,18 @@ def test_a_run_that_goes_on_has_no_result_and_keeps_its_documents(folder, small)
     assert not (folder / "result.json").exists()
 
 
+def test_a_run_that_cannot_go_on_keeps_its_result(folder, small, monkeypatch):
+    (folder / "result.json").write_text("{}")
+
+    def full(path, content, mode=None):
+        raise OSError(28, "No space left on device", str(path))
+
+    monkeypatch.setattr("varangian.launch.output.run_folder.write_atomically", full)
+    with pytest.raises(RunError, match="cannot go on, as it cannot be written: No space left on device"):
+        RunFolder.reopen(folder, small(), 3)
+    assert (folder / "result.json").read_text() == "{}"
+
+
 def test_other_metrics_have_other_columns(folder, small):
     again = RunFolder.reopen(folder, small(), 2, metrics=("mae",))
     again.observe(record(2, loss=1.0, metrics={"mae": 0.5}))

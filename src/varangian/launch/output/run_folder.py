@@ -117,8 +117,8 @@ class RunFolder:
                 write_atomically(path / name, content)
         if following is not None:
             self.mended = mend(path / ROUNDS)
-            (path / RESULT).unlink(missing_ok=True)
             write_atomically(path / METRICS, self._metrics_before(following))
+            (path / RESULT).unlink(missing_ok=True)
         again = not self._new
         self._records = {name: Record(path / name, warn, again=again) for name in (ROUNDS, METRICS)}
         before = self._records[ROUNDS].content() if again else b""
