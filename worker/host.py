@@ -70,7 +70,7 @@ def host(
         patience: seconds to wait for a server that cannot be reached; by default as long as it takes.
         state: from the name of a run to the folder in which the workers keep what they remember, so that
             they go on after a crash; None keeps nothing.
-        tidy: delete what belongs to no checkpoint when the run is over.
+        tidy: delete what belongs to no checkpoint when the run is over, and say where the rest stays.
         heartbeat: a file that is touched every second while the process answers.
         traces: make spans of computations and pushes, for OpenTelemetry.
     """
@@ -107,6 +107,8 @@ def host(
             return code
         finally:
             history.close(over=tidy and code == FINISHED)
+            if tidy and code in (FINISHED, FAILED):  # also of one that was expelled
+                history.say_what_stays()
             spans.close()
 
 

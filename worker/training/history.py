@@ -148,6 +148,24 @@ class WorkerHistory:
             with suppress(OSError):
                 store.tidy()
 
+    def say_what_stays(self) -> None:
+        """Log where the states of the run stay: only their owner knows when nobody needs them any more."""
+        if self._folder is None:
+            return
+        folder, size = self._folder(self._run), 0
+        for part in self._stores:
+            for slot in slots_of(self._part_folder(self._run, part)):
+                with suppress(OSError):
+                    size += slot.path.stat().st_size
+        if size:
+            log.info(
+                "what workers of this process remember of the run stays in %s (%.1f MB), for the case that "
+                "it goes on; delete the folder if it will not",
+                folder,
+                size / 1e6,
+                extra=event("states_stay"),
+            )
+
     def _last_round(self, part: str) -> int:
         rounds = self._worker_compute.rounds(part)
         return max((round for round in rounds if round is not None), default=-1)

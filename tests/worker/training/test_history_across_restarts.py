@@ -214,6 +214,19 @@ def test_the_parts_have_folders_of_their_own(tmp_path):
     assert min(parts.values()) >= 2
 
 
+def test_it_is_said_where_states_stay(tmp_path, caplog):
+    caplog.set_level(logging.INFO, logger="varangian.worker.training.history")
+    for folder in (None, tmp_path):
+        process = Process(TASK, WORKERS[:1], folder)
+        process.hears(0, TERMS)
+        process.history.say_what_stays()
+        assert not caplog.messages
+    process.round(0)
+    process.history.close(over=True)
+    process.history.say_what_stays()
+    assert f"stays in {tmp_path / RUN} (0.0 MB), for the case that it goes on" in caplog.messages[-1]
+
+
 def test_an_attack_on_the_protocol_goes_on_from_before_what_it_sends_again(tmp_path):
     push = Push(3, bytes(range(256)) * 40, 2, 1, b"layout", b"digest")
     recorded = deque(maxlen=2)
