@@ -181,6 +181,14 @@ def test_a_run_that_is_over_says_so(run, go_on):
     assert go_on(run, "rounds=30")[0].round == 6
 
 
+@pytest.mark.parametrize(
+    "result", ["[]", "null", '{"rounds": "x"}', '{"rounds": NaN}', '{"rounds": 1e400}', ""]
+)
+def test_a_result_that_says_nothing_is_none(run, go_on, result):
+    (run / "result.json").write_text(result)
+    assert go_on(run)[0].round == 6
+
+
 def test_a_checkpoint_of_the_end_is_for_more_rounds(run, go_on):
     resumed, _ = go_on(run, "rounds=6")
     assert resumed.round == 4

@@ -260,7 +260,7 @@ def _done(folder: Path) -> int:
     """The number of rounds of a run that has a result."""
     try:
         return int(json.loads((folder / RESULT).read_bytes())["rounds"])
-    except (OSError, ValueError, KeyError, TypeError):
+    except (OSError, ValueError, KeyError, TypeError, OverflowError):
         return 0
 
 
