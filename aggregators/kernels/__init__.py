@@ -12,6 +12,7 @@ from varangian.aggregators.kernels.dispatch import (
     BackendRefused,
     after,
     backend_for,
+    kernels_in_use,
     unscreened,
 )
 from varangian.aggregators.kernels.reference import NotFinite
@@ -24,5 +25,6 @@ __all__ = [
     "NotFinite",
     "after",
     "backend_for",
+    "kernels_in_use",
     "unscreened",
 ]

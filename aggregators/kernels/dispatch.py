@@ -5,10 +5,12 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Protocol
 
+import torch
 from torch import Tensor
 
 from varangian.aggregators.kernels import blocked, native, reference
 from varangian.aggregators.kernels.gpu import backend as gpu
+from varangian.aggregators.kernels.library import level
 from varangian.aggregators.rows import Rows
 
 
@@ -47,6 +49,12 @@ class Backend(Protocol):
 
 
 BACKENDS: tuple[Backend, ...] = (native, gpu, blocked, reference)
+
+
+def kernels_in_use() -> str:
+    """The backend of float32 rows on the CPU, and the version of compiled kernels: each has other bits."""
+    chosen = backend_for(Rows((torch.zeros(1, dtype=torch.float32, device="cpu"),)))
+    return f"{chosen.NAME} v{level()}" if chosen is native else chosen.NAME
 
 
 class BackendRefused(RuntimeError):

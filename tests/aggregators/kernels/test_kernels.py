@@ -15,6 +15,8 @@ from varangian.aggregators.kernels import (
     backend_for,
     blocked,
     centres,
+    dispatch,
+    kernels_in_use,
     library,
     native,
     reference,
@@ -197,6 +199,14 @@ def test_kernels_of_other_sources_are_not_used_and_that_is_said(
     monkeypatch.delenv(library.VARIABLE, raising=False)
     assert library.opened.__wrapped__() == (None, "old.so was built from the sources of another version")
     assert "old.so is of other sources than this version" in caplog.text
+
+
+def test_each_version_of_compiled_kernels_has_a_name_of_its_own(monkeypatch: pytest.MonkeyPatch) -> None:
+    for level in (1, 3):
+        monkeypatch.setattr(dispatch, "level", lambda level=level: level)
+        assert kernels_in_use() == ("blocked" if native.library() is None else f"native v{level}")
+    monkeypatch.setattr(native, "library", lambda: None)
+    assert kernels_in_use() == "blocked"
 
 
 def test_unknown_backend_is_an_error() -> None:

@@ -8,6 +8,7 @@ import socket
 import pytest
 from tests.launch.checkpoints.kit import CONFIG, record
 
+from varangian.aggregators.kernels import kernels_in_use
 from varangian.config import load
 from varangian.config.identity import run_id
 from varangian.launch import RunError
@@ -212,6 +213,14 @@ def test_other_versions_are_said(run, go_on):
     assert resumed.record["facts"]["varangian"][0] == "0.1"
     assert "torch was 1.0 and is" in notes[-1]
     assert "varangian was" not in notes[-1]
+
+
+def test_another_version_of_the_kernels_is_said(run, go_on):
+    facts = CheckpointFolder(run).read(6).plain["facts"] | {"kernels": "native v0"}
+    rewritten(CheckpointFolder(run).file(6), facts=facts)
+    resumed, notes = go_on(run)
+    assert resumed.record["facts"] == {"kernels": ["native v0", kernels_in_use()]}
+    assert f"kernels was native v0 and is {kernels_in_use()}: numbers may differ" in notes[-1]
 
 
 def test_code_of_the_user_that_has_changed_is_said(run, go_on, monkeypatch):

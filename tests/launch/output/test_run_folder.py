@@ -8,7 +8,7 @@ import pytest
 import torch
 import yaml
 
-from varangian.aggregators.kernels import BACKENDS
+from varangian.aggregators.kernels import kernels_in_use
 from varangian.config import load, loads
 from varangian.files import write_atomically
 from varangian.launch import RunError, RunResult
@@ -35,7 +35,8 @@ def test_a_new_folder_says_what_will_run(folder, small):
     assert manifest["packages"]["torch"] == torch.__version__
     assert manifest["seed"] == 1
     assert manifest["threads"] == {"server": 1, "worker": 1}
-    assert manifest["kernels"] in [backend.NAME for backend in BACKENDS]
+    assert manifest["kernels"] == kernels_in_use()
+    assert manifest["instructions"] == torch.backends.cpu.get_cpu_capability()
     assert manifest["command"] == ["varangian", "run"]
     assert not (folder.path / "result.json").exists()
 

@@ -173,6 +173,13 @@ def add_audit(parser: argparse.ArgumentParser) -> None:
         help="compute rounds again from the rows that server.keep_rows kept; runs your own code that the "
         "configuration names",
     )
+    parser.add_argument(
+        "--against",
+        type=expanded,
+        metavar="RUN",
+        help="another run, of which every round should have the same bits; says which is the first that "
+        "differs, and whether in the vectors of workers or at the server",
+    )
 
 
 def add_redteam(parser: argparse.ArgumentParser) -> None:

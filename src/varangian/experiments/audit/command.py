@@ -24,6 +24,7 @@ from varangian.experiments.audit.chain_check import (
     repetitions,
     torn,
 )
+from varangian.experiments.audit.difference import circumstances, first_difference
 from varangian.experiments.audit.replay import replay
 from varangian.experiments.results.run import CONFIG, MANIFEST, ROUNDS, ResultsError, Run
 from varangian.files import user_path
@@ -58,6 +59,8 @@ def command(args: argparse.Namespace) -> int:
         if number:
             print()
         findings = audit(user_path(path), authority, recompute=args.recompute)
+        if args.against is not None:
+            _compare(Run(user_path(path)), Run(user_path(args.against)), args.against, findings)
         _print(path, findings)
         good = good and not findings.problems
     return OK if good else FAILED
@@ -103,6 +106,23 @@ def audit(folder: Path, authority: bytes | None = None, *, recompute: bool = Fal
     if recompute:
         _recompute(folder, run, lines, found)
     return found
+
+
+def _compare(run: Run, other: Run, name: str, found: Findings) -> None:
+    """See whether a run has the bits of another one.
+
+    Raises:
+        CommandError: the other one cannot be read.
+    """
+    try:
+        difference = first_difference(run, other)
+        if difference is None:
+            found.facts.append(f"all rounds have the same bits as those of {name}")
+            return
+        found.problems.append(f"not the bits of {name}: {difference}")
+        found.facts.extend(circumstances(run, other))
+    except ResultsError as error:
+        raise CommandError(f"--against {name}: {error}") from error
 
 
 def _print(path: str, findings: Findings) -> None:

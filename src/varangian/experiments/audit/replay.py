@@ -9,8 +9,8 @@ from typing import Any
 
 import torch
 
-from varangian.aggregators import AggregationError, Rows
-from varangian.aggregators.kernels import backend_for
+from varangian.aggregators import AggregationError
+from varangian.aggregators.kernels import kernels_in_use
 from varangian.config import RunConfig
 from varangian.config import load as load_config
 from varangian.config.build import learner as build_learner
@@ -218,10 +218,7 @@ def _digest(parameters: torch.Tensor) -> str:
 
 def _other_versions(manifest: Mapping[str, Any]) -> str:
     """What this program has of other versions than the run, as bits may depend on it; empty if nothing."""
-    here = {
-        "torch": torch.__version__,
-        "kernels": backend_for(Rows((torch.zeros(1, dtype=torch.float32),))).NAME,
-    }
+    here = {"torch": torch.__version__, "kernels": kernels_in_use()}
     packages = manifest.get("packages")
     there = {
         "torch": packages.get("torch") if isinstance(packages, dict) else None,

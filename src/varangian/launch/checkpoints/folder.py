@@ -13,8 +13,7 @@ from typing import Any
 import torch
 
 from varangian import __version__, state_file
-from varangian.aggregators import Rows
-from varangian.aggregators.kernels import backend_for
+from varangian.aggregators.kernels import kernels_in_use
 from varangian.config import RunConfig
 from varangian.config.identity import run_id
 from varangian.protos.layout import Layout
@@ -36,7 +35,8 @@ def facts_of(config: RunConfig) -> dict[str, Any]:
         "varangian": __version__,
         "torch": torch.__version__,
         "python": platform.python_version(),
-        "kernels": backend_for(Rows((torch.zeros(1, dtype=torch.float32),))).NAME,
+        "kernels": kernels_in_use(),
+        "instructions": torch.backends.cpu.get_cpu_capability(),
         "threads": config.server.threads,
     }
 

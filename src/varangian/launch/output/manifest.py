@@ -16,8 +16,7 @@ from typing import Any
 import torch
 
 import varangian
-from varangian.aggregators import Rows
-from varangian.aggregators.kernels import backend_for
+from varangian.aggregators.kernels import kernels_in_use
 from varangian.config import RunConfig
 from varangian.plugins import relative_path
 from varangian.registry import is_target
@@ -39,7 +38,8 @@ def manifest(config: RunConfig, command: list[str]) -> dict[str, Any]:
         "cpus": os.cpu_count(),
         "backend": config.backend,
         # Compiled kernels and plain torch round differently: the same bits need the same kernels.
-        "kernels": backend_for(Rows((torch.zeros(1, dtype=torch.float32),))).NAME,
+        "kernels": kernels_in_use(),
+        "instructions": torch.backends.cpu.get_cpu_capability(),
         "started": time.strftime("%Y-%m-%dT%H:%M:%S%z"),
         "command": command,
         "own_code": own_code(config.resolved()),

@@ -184,7 +184,7 @@ def _versions(results: Results) -> list[tuple[str, str]]:
         manifest = run.manifest
         facts = {
             name: manifest.get(name)
-            for name in ("varangian", "git", "python", "platform", "cpus", "kernels")
+            for name in ("varangian", "git", "python", "platform", "cpus", "kernels", "instructions")
         }
         packages = manifest.get("packages")
         facts |= packages if isinstance(packages, dict) else {}
