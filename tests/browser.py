@@ -10,6 +10,8 @@ import shutil
 import subprocess
 import time
 
+from tests.extent import patience
+
 NAMES = ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable", "chrome")
 
 
@@ -78,7 +80,7 @@ class Browser:
         self.wait(ready)
 
     def wait(self, condition, seconds=60):
-        end = time.monotonic() + seconds
+        end = time.monotonic() + patience(seconds)
         while not self.ask(condition):
             if time.monotonic() > end:
                 raise AssertionError(f"not so after {seconds} s: {condition}. {self.complaints()}")
@@ -149,9 +151,9 @@ class Browser:
             if "method" in answer:
                 self.events.append(answer)
 
-    def _receive(self, seconds=90):
+    def _receive(self):
         while b"\0" not in self._buffer:
-            ready, _, _ = select.select([self._read], [], [], seconds)
+            ready, _, _ = select.select([self._read], [], [], patience(90))
             assert ready, "the browser does not answer"
             chunk = os.read(self._read, 1 << 20)
             assert chunk, "the browser has ended"

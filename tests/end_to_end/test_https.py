@@ -107,18 +107,18 @@ def test_the_page_asks_for_the_token(cluster, tmp_path):
         assert browser.ask("document.querySelector('#state').textContent") == "locked"
         assert browser.ask("document.querySelector('main').hidden")
         enter(browser, "another-token-00")
-        browser.wait("document.querySelector('#wrong').textContent !== ''", PATIENCE)
+        browser.wait("document.querySelector('#wrong').textContent !== ''")
         assert "not another one" in browser.ask("document.querySelector('#wrong').textContent")
         assert browser.ask("document.querySelector('main').hidden")
         enter(browser, TOKEN)
-        browser.wait("!document.querySelector('main').hidden", PATIENCE)
-        browser.wait("document.querySelectorAll('#rows tr').length === 5", PATIENCE)
+        browser.wait("!document.querySelector('main').hidden")
+        browser.wait("document.querySelectorAll('#rows tr').length === 5")
         assert browser.ask("document.querySelector('#token').hidden")
-        browser.wait("document.querySelector('td.soon') !== null", PATIENCE)
+        browser.wait("document.querySelector('td.soon') !== null")
         warnings = browser.ask("document.querySelector('#warnings').textContent")
         assert "The certificate of w01 ends at" in warnings
         browser.open(cluster.url)
-        browser.wait("!document.querySelector('main').hidden", PATIENCE)
+        browser.wait("!document.querySelector('main').hidden")
         assert TOKEN not in browser.ask("location.href + document.documentElement.outerHTML")
 
 

@@ -122,7 +122,7 @@ def test_the_page_during_a_run_and_after_it(tmp_path):
         browser.open(going.url)
         look(browser, "running")
         before = browser.ask("document.querySelector('#tiles').textContent")
-        browser.wait(f"document.querySelector('#tiles').textContent !== {json.dumps(before)}", patience(60))
+        browser.wait(f"document.querySelector('#tiles').textContent !== {json.dumps(before)}")
         assert browser.ask("document.querySelector('.dot.connected') !== null")
         assert all(url.startswith(going.url) for url in browser.requests())
         assert browser.complaints() == []
