@@ -226,3 +226,14 @@ def test_names_are_those_of_the_plain_module():
         assert plain is not None
         assert found is not None
         assert found.text == plain.text
+
+
+def test_a_mask_of_infinities_is_named_before_the_run(tmp_path):
+    """Each worker would decline every round."""
+    module = net()
+    module.register_buffer("mask", torch.full((3, 3), -torch.inf).triu(1))
+    server = varangian.Server(
+        module, workers=3, f=1, aggregator="median", buffers="robust", output=str(tmp_path)
+    )
+    with pytest.raises(RunError, match="NaN or infinity in 'mask'"):
+        server.start()

@@ -132,9 +132,9 @@ def test_one_that_draws_draws_alike_for_all_vectors_of_a_round(served):
     assert len({*seen}) == 4
 
 
-@pytest.mark.parametrize("gate", [fails, swaps, lambda model: None])
+@pytest.mark.parametrize("gate", [fails, swaps, lambda model: None, lambda model: math.nan])
 def test_one_that_fails_at_once_is_said_before_the_run(served, gate):
-    with pytest.raises(RunError, match="`gate`"):
+    with pytest.raises(RunError, match="gate`"):
         served(gate=gate, **FOUR)
 
 

@@ -103,6 +103,13 @@ def test_a_failing_evaluation_is_nan_and_said_once(served):
     assert "test_server.py, line" in said
 
 
+def test_a_module_that_is_not_finite_is_named_before_the_run(served):
+    module = net()
+    module[2].bias.data[1] = math.nan
+    with pytest.raises(RunError, match=r"finite parameters to begin with\. Found .* in '2\.bias'"):
+        served(module)
+
+
 def test_an_evaluation_that_fails_at_once_is_named_before_the_run(served, tmp_path):
     with pytest.raises(RunError, match=r"`evaluate` failed: ZeroDivisionError: .*test_server.py, line"):
         served(evaluate=lambda model: 1 / 0)

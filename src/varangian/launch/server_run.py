@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import math
 import signal
 import socket
 import threading
@@ -47,7 +48,7 @@ from varangian.launch.result import Note, Outcome, RunError
 from varangian.own_classes import is_own, named
 from varangian.pki.signing import BundleSigner, can_sign
 from varangian.protos.contract import Terms
-from varangian.protos.layout import Fragments, Layout, LayoutError, fragments_of
+from varangian.protos.layout import BUFFER, Fragments, Layout, LayoutError, fragments_of
 from varangian.protos.network import descriptors
 from varangian.protos.payloads.encoding import TORCH, Encoding
 from varangian.registry import ConfigError, Problem
@@ -180,10 +181,12 @@ class ServerRun:
             model_side = own if worker_compute is None else worker_compute
             assert model_side is not None
             initial = model_side.initial()
+            if resume is None:
+                check_initial(initial, model_side.layout)
             notes = describe_misfits(config, model_side.rehearse(initial))
             check_best(config, model_side.score_names)
             if (gate := config.server.gate) is not None:
-                model_side.held_out_loss(initial, server_seed(config), 0, gate.batch)
+                check_gate_loss(model_side.held_out_loss(initial, server_seed(config), 0, gate.batch))
         except ConfigError:
             raise
         except ValueError as error:
@@ -632,6 +635,39 @@ def members_of(config: RunConfig, names: Sequence[str], f: int) -> RunConfig:
     except ConfigError as error:
         who = f"the workers of the run after their last change ({', '.join(names)}, f = {f})"
         raise RunError(f"{who} do not fit these settings. {error.problems[0]}") from error
+
+
+def check_initial(initial: Tensor, layout: Layout) -> None:
+    """See that a model begins with numbers: no round could be done with others.
+
+    Raises:
+        RunError: it does not.
+    """
+    if bool(initial.isfinite().all()):
+        return
+    parts = zip(layout.entries, initial.split([*layout.sizes]), strict=True)
+    name = next(name for (name, _), part in parts if not bool(part.isfinite().all()))
+    if name.startswith(BUFFER):
+        raise RunError(
+            "the buffers of the model should have finite numbers with buffers=robust. Found NaN or "
+            f"infinity in {name.removeprefix(BUFFER)!r}: make a mask where it is used, or of booleans."
+        )
+    raise RunError(
+        f"the model should have finite parameters to begin with. Found NaN or infinity in {name!r}."
+    )
+
+
+def check_gate_loss(loss: float) -> None:
+    """See that a gate can work with the loss of the parameters with which a run begins.
+
+    Raises:
+        RunError: it cannot.
+    """
+    if not math.isfinite(loss):
+        raise RunError(
+            "`server.gate` needs a finite loss on held-out data for the parameters with which the run "
+            f"begins. Found {loss}: no vector would be left out."
+        )
 
 
 def check_layout(resume: Resumed | None, model_side: ModelSide) -> None:

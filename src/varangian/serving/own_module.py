@@ -140,7 +140,9 @@ class OwnModule:
     def initial(self) -> Tensor:
         with self._lock, torch.no_grad():
             parts = [p.detach().reshape(-1).to("cpu", torch.float32) for p in self._vector.parameters]
-            return self._vector.completed(torch.cat(parts))
+            if self._travel:
+                parts.append(self._vector.own_buffers.read().cpu())
+            return torch.cat(parts)
 
     def rehearse(self, parameters: Tensor) -> dict[str, str]:
         """Evaluate once: from then on the names of the scores are known.

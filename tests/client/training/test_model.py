@@ -77,6 +77,9 @@ def test_parameters_that_were_replaced_are_found_again_with_the_next_pull():
     assert torch.equal(nn.utils.parameters_to_vector(module.parameters()), torch.arange(8.0))
     module(X).sum().backward()
     assert torch.equal(vector.gradient()[0], flat_gradient(module))
+    module.load_state_dict(module.state_dict(), assign=True)  # between a pull and its push
+    module(2 * X).sum().backward()
+    assert torch.equal(vector.gradient()[0], flat_gradient(module))
     module.weight = nn.Parameter(torch.zeros(2, 4))
     with pytest.raises(
         ClientError, match=r"'weight' of shape \(2, 3\) .* Found the shape \(2, 4\): connect"

@@ -123,6 +123,15 @@ def test_rules_that_take_no_weights_or_lose_by_them_are_not_advised():
     assert "depends on the weights, which are not known here" in said(found)
 
 
+@pytest.mark.parametrize(("name", "loses"), [("unit_mean", True), ("nnm+trimmed_mean", False)])
+def test_a_rule_that_a_heavy_worker_moves_is_advised_with_a_word_about_it(name, loses):
+    made = [table({name: {"alie": 0.9}, "median": {"alie": 0.8}})]
+    found = advice(tables=made, weights="samples", partition="iid")
+    assert found.aggregator == name
+    assert ("heaviest workers flipped the sign" in said(found)) == loses
+    assert "heaviest workers flipped" not in said(advice(tables=made, partition="iid"))
+
+
 def test_the_mean_is_advised_against_wrong_labels_alone_where_it_wins():
     found = advice(partition=SKEWED, threat="labels")
     assert found.aggregator == "mean"

@@ -8,7 +8,7 @@ import pytest
 from varangian.config import loads
 from varangian.config.identity import run_id
 from varangian.experiments.sweep.grid import GridFile
-from varangian.experiments.sweep.plan import make_plan
+from varangian.experiments.sweep.plan import label, make_plan
 from varangian.registry import ConfigError
 
 
@@ -34,6 +34,13 @@ def test_points_are_the_product_of_cases_axes_and_seeds(planned):
     ]
     last = plan.points[-1]
     assert (last.config.workers, last.config.f, last.config.seed) == (7, 2, 8)
+
+
+def test_a_value_without_entries_has_a_label():
+    assert (
+        label({"server.gate": {}, "aggregator": {"krum": {}}, "trackers": []})
+        == "gate {}  krum  trackers []"
+    )
 
 
 def test_a_point_has_the_identity_of_its_run_and_is_a_whole_configuration(planned):

@@ -149,8 +149,9 @@ class ModelVector:
         A parameter without a gradient is unused, and has zeros.
 
         Raises:
-            ClientError: no parameter has a gradient.
+            ClientError: no parameter has a gradient, or the model has others than at `connect`.
         """
+        self._find_parameters()
         flat = torch.empty(self.layout.numel, dtype=torch.float32, device=self.device)
         unused = list[str]()
         for name, parameter, (start, stop) in zip(self._names, self.parameters, self._places, strict=True):

@@ -10,6 +10,7 @@ from typing import Any
 from varangian.aggregators.base import Columnwise
 from varangian.config import RunConfig
 from varangian.experiments.advice.choice import (
+    LOSES_TO_HEAVY,
     MOMENTUM,
     WEIGHED,
     Candidate,
@@ -356,6 +357,11 @@ def _not_covered(question: Question, choice: Choice) -> Iterator[str]:
             "All of this was measured with workers of equal weight. With weights nnm+trimmed_mean and "
             f"nnm+geometric_median were best under attack: {WEIGHED}."
         )
+        if choice.best is not None and choice.best.aggregator in LOSES_TO_HEAVY:
+            yield (
+                f"{choice.best.aggregator} without a mixing before it lost 12 points there where one of "
+                "the heaviest workers flipped the sign of its vectors; nnm+trimmed_mean lost one."
+            )
     if question.skew is None:
         known = (
             "The partition is not known"

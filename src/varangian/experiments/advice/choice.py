@@ -18,6 +18,9 @@ WEIGHED = "python benchmarks/weights.py"
 """What measures rules with weights."""
 WORSE_BY_WEIGHT = "caf"
 """A rule that is worse there than without weights."""
+LOSES_TO_HEAVY = ("unit_mean", "geometric_median")
+"""Rules that, with no mixing before them, lose 12 points there where a heavy worker sends its vectors with
+the sign flipped."""
 AS_NEAR = 0.15
 """Of several data sets or partitions, those count whose distance is at most so much more than the least."""
 MOMENTUM = 0.9

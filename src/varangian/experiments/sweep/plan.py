@@ -217,9 +217,9 @@ def short(value: Any) -> str:
             if not isinstance(fields, Mapping) or not fields:
                 return name
             return f"{name} ({', '.join(f'{key} {short(field)}' for key, field in fields.items())})"
-        return ", ".join(f"{key} {short(one)}" for key, one in value.items())
+        return ", ".join(f"{key} {short(one)}" for key, one in value.items()) or "{}"
     if isinstance(value, list | tuple):
-        return ", ".join(map(short, value))
+        return ", ".join(map(short, value)) or "[]"
     if value is None or isinstance(value, bool):
         return {None: "null", True: "true", False: "false"}[value]
     return str(value)
