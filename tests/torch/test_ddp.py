@@ -17,6 +17,7 @@ from varangian.aggregators import AggregationError, Aggregator, Krum, aggregator
 from varangian.aggregators.base import RULES, is_columnwise, is_selecting
 from varangian.torch import robust
 from varangian.torch.reduction import Reduction
+from varangian.torch.steps import Step
 
 
 class Net(nn.Module):
@@ -707,6 +708,36 @@ def test_a_state_of_another_rank_or_model_is_an_error(tmp_path):
         assert '{**state, "rank": None, "momentum": {}}' in of
         assert name.startswith("state.momentum: should have names of parameters that are trained. Found 'o")
         assert size.startswith("state.momentum.weight: should have 4 numbers, as the parameter. Found 9")
+
+
+def meets_again(rank):
+    """Ranks that are known by name meet twice, the second time without the first of them."""
+    import torch.distributed as dist
+
+    model = nn.Linear(2, 2)
+    reduction = Reduction("median", 1, on_suspect=print)
+    given = [*model.named_parameters()], torch.device("cpu")
+    reduction.attach(*given, name=f"replica{rank}", weight=rank + 1.0)
+    weights = reduction._weights
+    reduction._group.suspicion.see(Step(0, (2,), None))
+    others = dist.new_group([1, 2, 3])
+    if rank:
+        reduction.attach(*given, others, name=f"replica{rank}", weight=rank + 1.0)
+    faulty = reduction.state_dict()["faulty"]
+    said = ""
+    try:
+        reduction.attach(*given, name=f"replica{rank}", weight=100.0 if rank == 1 else 1.0)
+    except ValueError as error:
+        said = str(error)
+    return weights, faulty, said
+
+
+@pytest.mark.slow
+def test_ranks_that_are_known_by_name_keep_what_was_seen_of_them(tmp_path):
+    for rank, (weights, faulty, said) in enumerate(on_ranks(4, meets_again, tmp_path)):
+        assert weights == [1.0, 2.0, 3.0, 4.0]
+        assert faulty == ([[], [], [0], []] if rank == 0 else [[], [0], []])
+        assert said.startswith("aggregator: has no guarantee for 4 ranks of which 1 may be faulty.")
 
 
 WRONG = {

@@ -123,6 +123,21 @@ def test_it_goes_on_from_its_state_with_the_same_bits():
     assert fresh.state() == Opposition(5).state()
 
 
+def test_what_was_seen_of_a_rank_goes_with_it_to_its_new_place():
+    opposition, suspicion = Opposition(4), Suspicion(4, after=10)
+    follow(opposition, flipped(gradients(4, "even", 1.0, 1, 10), 1))
+    for at in range(2):
+        suspicion.see(Step(at, (1,), None))
+    places = [None, 2, 1]
+    moved, suspects = opposition.moved(places), suspicion.moved(places)
+    assert moved.certain() == [2]
+    assert moved.deviations()[1] == opposition.deviations()[2]
+    assert moved.deviations()[0] == 0
+    assert suspects.see(Step(2, (1,), None)) == []
+    ((rank, steps, _),) = suspects.see(Step(2, (2,), None))
+    assert (rank, steps) == (2, 3)
+
+
 def test_a_rank_is_a_suspect_once_it_is_opposed_and_only_then():
     suspicion = Suspicion(3, after=10)
     steps = [Step(place, (), None, opposed=(1,) if place > 1 else ()) for place in range(6)]

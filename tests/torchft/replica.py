@@ -37,14 +37,16 @@ def main(place, replicas, lighthouse, steps, spec, fault):
         quorum_timeout=timedelta(seconds=120),
     )
     records = []
+    spec, _, f = spec.partition(":")
     wrapped = DistributedDataParallel(
         manager,
         model,
         spec,
-        1,
+        int(f or 1),
         on_step=records.append,
         audit=0.5 if fault in ("scaled", "lies") else 0.0,
         on_suspect=print,
+        weight=(1 if place == 0 else 2) if fault == "weights" else None,
         bucket_cap_mb=0.005,
     )
     if fault == "lies" and place == 0:
@@ -80,6 +82,7 @@ def main(place, replicas, lighthouse, steps, spec, fault):
                 "tries": tries,
                 "sum": digest,
                 "dropped": [record.dropped for record in records],
+                "weights": [record.weights for record in records],
                 "accused": [record.accused for record in records],
                 "far": [sorted(record.far) for record in records],
             }

@@ -84,3 +84,14 @@ def test_weights_by_place_in_a_quorum_are_refused():
 
     with pytest.raises(ValueError, match=r"weights: should be left out with torchft. Found \[1, 2, 3\]"):
         DistributedDataParallel(None, nn.Linear(1, 1), weights=[1, 2, 3])
+    with pytest.raises(ValueError, match=r"weight: should be a positive number.* Found '3'\."):
+        DistributedDataParallel(None, nn.Linear(1, 1), weight="3")
+
+
+@pytest.mark.slow
+@pytest.mark.exhaustive
+def test_each_replica_says_what_it_weighs():
+    """Of weights 1, 2, 2 and 2 the mean has shares of a seventh, in the order of the quorum."""
+    for answer in trained("mean:0", "weights", steps=2):
+        assert answer["kept"] == 2
+        assert sorted(answer["weights"][-1]) == pytest.approx([1 / 7, 2 / 7, 2 / 7, 2 / 7])

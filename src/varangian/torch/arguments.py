@@ -78,5 +78,9 @@ RULES: dict[str, tuple[str, Any]] = {
     "on_suspect": ("a function that takes a SuspectRank", _function),
     "on_error": ("'raise' or 'nan'", lambda value: isinstance(value, str) and value in ("raise", "nan")),
     "leave_out_opposed": ("True or False", _flag),
+    "weight": (
+        "a positive number, what the gradient of this replica weighs",
+        lambda value: value is None or (_real(value) and math.isfinite(value) and value > 0),
+    ),
 }
 """What each should be, and whether a value is that."""

@@ -45,7 +45,7 @@ class Opposition:
     """
 
     def __init__(self, n: int, momentum: float = 0.0) -> None:
-        self._n = n
+        self._n, self._momentum = n, momentum
         self._lasting = (1 + momentum**2) / (1 - momentum**2)
         """Variance of a sum over steps, over that of independent ones."""
         self._sums, self._variances, self._counts = np.zeros(n), np.zeros(n), np.zeros(n)
@@ -122,6 +122,15 @@ class Opposition:
         freedom = np.maximum(self._n - 2, 1) * self._seen[0] ** 2 / np.maximum(self._seen[1], 1)
         freedom = np.maximum(freedom / self._lasting, 1.0)
         found: Array = (8 * freedom + 1) / (8 * freedom + 3) * np.sqrt(freedom * np.log1p(t**2 / freedom))
+        return found
+
+    def moved(self, places: Sequence[int | None]) -> Opposition:
+        """The same of ranks that have other places now: where each was before, None for a new one."""
+        found = Opposition(len(places), self._momentum)
+        known = [(now, before) for now, before in enumerate(places) if before is not None]
+        for name, value in found._parts().items():
+            for now, before in known:
+                value[..., now] = self._parts()[name][..., before]
         return found
 
     def state(self) -> dict[str, list[float]]:

@@ -8,6 +8,7 @@ ever holds whole ones. What depends on geometry is decided once a step, from sum
 
 from __future__ import annotations
 
+import math
 import warnings
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -345,6 +346,8 @@ class Reduction:
         *,
         whole: dist.ProcessGroup | None = None,
         named: bool = True,
+        name: str = "",
+        weight: float | None = None,
     ) -> None:
         """Meet the other ranks. Every rank calls it, with the same parameters.
 
@@ -354,35 +357,26 @@ class Reduction:
             group: the ranks that have the same ones, a row each.
             whole: the ranks that have all parameters together, where those of `group` have a shard.
             named: whether the names are known.
+            name: of this rank, where it may have another place when ranks meet again.
+            weight: of the gradient of this rank, where each rank says its own.
 
         Raises:
             ValueError: the aggregator has no guarantee for so many ranks, a parameter has a type that
                 cannot be aggregated, the ranks were not told the same, or a state was loaded before that
                 is not theirs.
         """
-        if self._group is not None:
-            seen = self._group.suspicion.state()  # of the ranks before
-            self._seen = seen["left_out"], seen["faulty"]
-            self._opposed = self._group.opposition.state()
         found = self._process_group or group or dist.group.WORLD
         if found is None:
             raise ValueError(
                 "process_group: should be initialised: call torch.distributed.init_process_group."
             )
-        for name, parameter in parameters:
+        for path, parameter in parameters:
             if parameter.dtype not in FLOATS:
                 known = ", ".join(str(dtype).removeprefix("torch.") for dtype in FLOATS)
-                raise ValueError(f"parameters.{name}: should be one of {known}. Found {parameter.dtype}.")
+                raise ValueError(f"parameters.{path}: should be one of {known}. Found {parameter.dtype}.")
         n, f = found.size(), self._aggregator.tolerance or 0
-        try:
-            reason = self._aggregator.requires(n, f, self._weights)
-        except RowsError as error:
-            raise ValueError(f"weights: should be one for each of {n} ranks. {error}") from None
-        if reason:
-            raise ValueError(
-                f"aggregator: has no guarantee for {n} ranks of which {f} may be faulty. {reason}. "
-                "Take more ranks, a smaller f or another rule."
-            )
+        if weight is None:
+            self._require(n)
         told = {
             "aggregator": _text(self._aggregator),
             "f": str(f),
@@ -391,16 +385,25 @@ class Reduction:
             "momentum": str(self._momentum),
             "per_bucket": str(self._per_bucket),
             "audit": str(self._blocks),
-            "weights": str(self._weights),
+            "weights": str(self._weights) if weight is None else "one of each",
             "leave_out_opposed": str(self._leave_out_opposed),
-            "parameters": " ".join(f"{name}:{tuple(p.shape)}:{p.dtype}" for name, p in parameters),
+            "parameters": " ".join(f"{path}:{tuple(p.shape)}:{p.dtype}" for path, p in parameters),
         }
-        peers = introduce(told, found, device)
-        suspicion = Suspicion(n, self._suspect_after)
-        suspicion.restore(*self._seen)
-        opposition = Opposition(n, self._momentum)
-        opposition.restore(self._opposed)
-        names = {id(parameter): name for name, parameter in parameters} if named else {}
+        peers = introduce(told, found, device, name, math.nan if weight is None else weight)
+        if weight is not None:
+            self._weights = arguments.numbers("weights", [peer.weight for peer in peers])
+            self._require(n)
+        suspicion, opposition = Suspicion(n, self._suspect_after), Opposition(n, self._momentum)
+        if self._group is None:
+            suspicion.restore(*self._seen)
+            opposition.restore(self._opposed)
+        else:  # what was seen of a rank goes with it to its new place
+            before = {peer.name or str(place): place for place, peer in enumerate(self._group.peers)}
+            places = [before.get(peer.name or str(place)) for place, peer in enumerate(peers)]
+            suspicion = self._group.suspicion.moved(places)
+            opposition = self._group.opposition.moved(places)
+            self._before = None
+        names = {id(parameter): path for path, parameter in parameters} if named else {}
         rank = found.rank()
         whole = whole or found
         joined = _Group(found, whole, n, rank, peers, self._aggregator, names, named, suspicion, opposition)
@@ -418,6 +421,19 @@ class Reduction:
             self._group.records.append(appender(self._log, about))
         if self._on_step is not None:
             self._group.records.append(self._on_step)
+
+    def _require(self, n: int) -> None:
+        """See that the aggregator has a guarantee for n ranks of these weights."""
+        f = self._aggregator.tolerance or 0
+        try:
+            reason = self._aggregator.requires(n, f, self._weights)
+        except RowsError as error:
+            raise ValueError(f"weights: should be one for each of {n} ranks. {error}") from None
+        if reason:
+            raise ValueError(
+                f"aggregator: has no guarantee for {n} ranks of which {f} may be faulty. {reason}. "
+                "Take more ranks, a smaller f or another rule."
+            )
 
     def take(self, bucket: Bucket) -> torch.futures.Future[Tensor]:
         """The next bucket of the step; its update is there when the last one was taken."""

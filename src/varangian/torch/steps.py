@@ -184,6 +184,16 @@ class Suspicion:
         """What `restore` takes: steps in a row without influence, and the last faulty steps, by rank."""
         return {"left_out": [*self._left_out], "faulty": [[*steps] for steps in self._faulty]}
 
+    def moved(self, places: Sequence[int | None]) -> Suspicion:
+        """The same of ranks that have other places now: where each was before, None for a new one."""
+        found = Suspicion(len(places), self._after, self._faults)
+        for now, before in enumerate(places):
+            if before is not None:
+                found._left_out[now] = self._left_out[before]
+                found._faulty[now] = [*self._faulty[before]]
+                found._opposed |= {now} if before in self._opposed else set()
+        return found
+
     def restore(self, left_out: Sequence[int], faulty: Sequence[Sequence[int]]) -> None:
         """Go on from these; of another number of ranks they begin again."""
         if len(left_out) == len(faulty) == len(self._left_out):

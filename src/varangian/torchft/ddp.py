@@ -14,6 +14,7 @@ from torchft.ddp import DistributedDataParallel as Managed  # pyright: ignore[re
 from torchft.manager import Manager  # pyright: ignore[reportMissingImports]
 
 from varangian.aggregators import AggregationError, Aggregator
+from varangian.torch import arguments
 from varangian.torch.reduction import Reduction
 from varangian.torch.steps import Step, SuspectRank
 
@@ -34,9 +35,12 @@ class DistributedDataParallel(Managed):  # pyright: ignore[reportUntypedBaseClas
         aggregator: as `varangian.torch.Reduction` takes it.
         f: so many replicas may be faulty.
         seed, on_step, log, audit, suspect_after, on_suspect: as of `varangian.torch.robust`; ranks are
-            places in the quorum, which may be others after it has changed. A step in which an audit finds a
-            replica that computes wrongly is discarded.
-        weights: None: replicas weigh the same, as their places in the quorum change.
+            places in the quorum, which may be others after it has changed. What was seen of a replica goes
+            with it by its `replica_id`. A step in which an audit finds a replica that computes wrongly is
+            discarded.
+        weight: what the gradient of this replica weighs, as samples of its batch; None on all for the same.
+            f becomes the weight of the f heaviest, so a replica that gives itself too much is one of the f.
+        weights: None: places in the quorum change, so each replica says its own `weight`.
         ddp: arguments of DistributedDataParallel.
 
     Raises:
@@ -55,6 +59,7 @@ class DistributedDataParallel(Managed):  # pyright: ignore[reportUntypedBaseClas
         on_step: Callable[[Step], None] | None = None,
         log: str | Path | None = None,
         audit: float = 0.0,
+        weight: float | None = None,
         weights: Sequence[float] | None = None,
         suspect_after: int = 10,
         on_suspect: Callable[[SuspectRank], None] | None = None,
@@ -63,8 +68,9 @@ class DistributedDataParallel(Managed):  # pyright: ignore[reportUntypedBaseClas
         if weights is not None:
             raise ValueError(
                 f"weights: should be left out with torchft. Found {weights!r}: which replica has which "
-                "place in the quorum changes, and so would what each of them weighs."
+                "place in the quorum changes. Write weight=, what this replica weighs, on each."
             )
+        arguments.check({"weight": weight})
         reduction = Reduction(
             aggregator,
             f,
@@ -79,10 +85,13 @@ class DistributedDataParallel(Managed):  # pyright: ignore[reportUntypedBaseClas
         # Before the object is initialised as a module, which registers the hook.
         object.__setattr__(self, "reduction", reduction)
         object.__setattr__(self, "_met", None)
+        object.__setattr__(self, "_weight", weight)
         super().__init__(manager, module, **ddp)
 
     reduction: Reduction
     """The state, with the last record."""
+    _weight: float | None
+    """Of the gradient of this replica."""
     _met: int | None
     """The quorum whose replicas have met."""
 
@@ -118,7 +127,8 @@ class DistributedDataParallel(Managed):  # pyright: ignore[reportUntypedBaseClas
         managed: Any = manager._pg  # pyright: ignore[reportPrivateUsage]
         named = [(name, p) for name, p in self.module.named_parameters() if p.requires_grad]
         self._met = None
-        self.reduction.attach(named, named[0][1].device, managed.parent)
+        me: str | None = manager._replica_id  # pyright: ignore[reportPrivateUsage]
+        self.reduction.attach(named, named[0][1].device, managed.parent, name=me or "", weight=self._weight)
         self._met = quorum
 
 

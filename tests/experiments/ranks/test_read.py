@@ -67,6 +67,16 @@ def test_a_rank_that_points_against_the_others_is_named(steps, tmp_path):
     assert read(steps).ranks[0].agreement is None
 
 
+def test_a_rank_that_an_audit_has_found_is_named_first(steps):
+    append = appender(steps, ABOUT)
+    append(Step(11, (), None, error="The audit found: rank 2.", accused=(2,)))
+    first, second, _ = read(steps).sentences
+    assert first == (
+        "Rank 2 (host c, cuda:0): it computed wrongly for others in 1 of 12 steps, as an audit found."
+    )
+    assert second.startswith("Rank 1 (host <b>")
+
+
 @pytest.mark.parametrize(
     ("text", "rule"),
     [

@@ -35,6 +35,8 @@ class Rank:
     """Steps in which it was that of the step before, number for number."""
     opposed: int = 0
     """Steps in which it was certain that its gradients point against those of the others."""
+    accused: int = 0
+    """Steps in which an audit found that it computes wrongly for others."""
     weightless: int = 0
     """Steps in which its weight was 0."""
     faulty: list[int] = field(default_factory=list[int])
@@ -57,8 +59,13 @@ class Rank:
 
     def sentence(self, steps: int) -> str:
         """What is wrong with it, in a sentence; empty where nothing is."""
+        where = f" (host {self.host}, {self.device})" if self.host else ""
+        found = (
+            f"Rank {self.rank}{where}: it computed wrongly for others in {self.accused} of {steps} "
+            "steps, as an audit found."
+        )
         if len(self.faulty) < CERTAIN and not self.opposed:
-            return ""
+            return found if self.accused else ""
         what = {
             "not finite": self.dropped,
             "far from the update": self.far,
@@ -66,11 +73,11 @@ class Rank:
             "against the others": self.opposed,
         }
         counts = ", ".join(f"{name} {count}" for name, count in what.items() if count)
-        where = f" (host {self.host}, {self.device})" if self.host else ""
-        return (
+        sentence = (
             f"Rank {self.rank}{where}: its gradient was wrong in {len(self.faulty)} of {steps} steps "
             f"({counts}), from step {self.faulty[0]} to step {self.faulty[-1]}."
         )
+        return f"{sentence} {found}" if self.accused else sentence
 
 
 @dataclass
@@ -89,7 +96,7 @@ class Record:
     @property
     def sentences(self) -> list[str]:
         """What is wrong with ranks, the worst first; and with steps."""
-        worst = sorted(self.ranks, key=lambda rank: -len(rank.faulty))
+        worst = sorted(self.ranks, key=lambda rank: (-rank.accused, -len(rank.faulty)))
         found = [sentence for rank in worst if (sentence := rank.sentence(self.steps))]
         if self.errors:
             step, why = self.errors[0]
@@ -175,6 +182,7 @@ def _count(found: Record, values: Mapping[str, Any], line: int) -> None:
     if (error := values.get("error")) is not None:
         found.errors.append((step, str(error)))
     wrong = {name: {*_numbers(values.get(name))} for name in ("dropped", "far", "repeated", "opposed")}
+    accused = {*_numbers(values.get("accused"))}
     cosines = _numbers(values.get("agreement"))
     weights, distances = _numbers(values.get("weights")), _numbers(values.get("distances"))
     known = [distance for distance in distances if distance is not None]
@@ -185,6 +193,7 @@ def _count(found: Record, values: Mapping[str, Any], line: int) -> None:
         rank.far += place in wrong["far"]
         rank.repeated += place in wrong["repeated"]
         rank.opposed += place in wrong["opposed"]
+        rank.accused += place in accused
         if any(place in places for places in wrong.values()):
             rank.faulty.append(step)
         if place < len(weights) and (weight := weights[place]) is not None:
