@@ -87,8 +87,10 @@ def test_the_one_before_is_used(run, go_on):
         (lambda file: file.write_bytes(b""), ""),
         (lambda file: rewritten(file, version=2), "newer varangian (version 2, this one knows 1)"),
         (
-            lambda file: rewritten(file, run="another-run", record={"bytes": 60, "lines": 1, "digest": ""}),
-            "it is of the run another-run",
+            lambda file: rewritten(
+                file, run="another-run", record={"bytes": 10**20, "lines": 1, "digest": ""}
+            ),
+            "it is of the run another",
         ),
         (
             lambda file: rewritten(file, participation="async"),
