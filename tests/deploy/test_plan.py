@@ -10,7 +10,17 @@ from varangian.cli.main import main
 from varangian.config import load
 from varangian.config.identity import with_effect
 from varangian.config.load import loads
-from varangian.deploy.plan import Credentials, Places, Plan, Port, Resources, Task, changes, make_plan
+from varangian.deploy.plan import (
+    Credentials,
+    Places,
+    Plan,
+    Port,
+    Resources,
+    Task,
+    changes,
+    make_plan,
+    needs,
+)
 
 RUN = [
     *("workers=[carol, alice, bob, mallory, dave]", "f=1", "byzantine.count=1", "rounds=3"),
@@ -261,3 +271,37 @@ def test_sizes_and_settings_of_files_of_vectors_that_cannot_be(tmp_path, capsys)
         assert (code, files) == (2, {}), said
         assert says in said
         assert ("should be a folder that exists" in said) is False
+
+
+def test_what_tasks_have_to_find_where_they_run_is_said(tmp_path, monkeypatch, capsys):
+    assert needs(load(None, RUN)) == ()
+    (tmp_path / "mine_of_deploy.py").write_text("def net(features, classes):\n    pass\n")
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.syspath_prepend(tmp_path)
+    settings = [
+        "model={custom: {target: 'mine_of_deploy:net'}}",
+        "data={cifar10: {path: /my/data}}",
+        "trackers=[tensorboard]",
+    ]
+    expected = {
+        "the module mine_of_deploy (model.custom.target)",
+        "the files at /my/data (data.cifar10.path)",
+        "the package tensorboardX (trackers.0)",
+    }
+    assert {*needs(load(None, [*RUN, *settings]))} == expected
+    for engine in ("compose", "swarm", "slurm", "kubernetes"):
+        assert main(["deploy", engine, *RUN, *settings, "-o", engine]) == 0
+        readme, printed = (tmp_path / engine / "README.md").read_text(), capsys.readouterr().out
+        for text in expected:
+            assert f"- {text}\n" in readme
+            assert f"note: the tasks need {text} where they run\n" in printed
+        assert main(["deploy", engine, *RUN, "-o", f"plain-{engine}"]) == 0
+        assert "What the tasks need" not in (tmp_path / f"plain-{engine}" / "README.md").read_text()
+        assert "note:" not in capsys.readouterr().out
+
+
+def test_a_file_is_no_folder_for_a_deployment(tmp_path, capsys):
+    (tmp_path / "file").write_text("x")
+    for place in ("file", "file/below"):
+        assert main(["deploy", "compose", *RUN, "-o", str(tmp_path / place)]) == 1
+        assert "-o should be a folder" in capsys.readouterr().err

@@ -14,11 +14,14 @@ from varangian.cli.arguments.deploy import EMITTERS
 from varangian.cli.main import OK, CommandError
 from varangian.config import RunConfig, load
 from varangian.deploy.emitter import Emitter, File, Options
-from varangian.deploy.plan import Resources, rows_settings
+from varangian.deploy.plan import Resources, needs, rows_settings
 from varangian.files import write_atomically
+from varangian.protos.text import escape
 from varangian.registry import ConfigError, Problem
 
 README = "README.md"
+LONGEST_NOTE = 500
+"""Characters of a note."""
 LONGEST_NAME = 40
 """Characters: names of Kubernetes have 63, with the role and the index of a task behind this one."""
 
@@ -35,6 +38,8 @@ def command(args: argparse.Namespace) -> int:
     write(folder, files)
     for file in files:
         print(folder / file.path)
+    for text in needs(config):
+        print(f"note: the tasks need {escape(text, LONGEST_NOTE)} where they run")
     print(f"next: {folder / README}")
     return OK
 
@@ -143,6 +148,8 @@ def check_free(folder: Path, *, force: bool) -> None:
         found = sorted(path.name for path in folder.iterdir())
     except FileNotFoundError:
         return
+    except NotADirectoryError:
+        raise CommandError(f"-o should be a folder. {folder}, or what it is to be in, is a file") from None
     except OSError as error:
         raise CommandError(f"{folder} cannot be read: {error.strerror}") from error
     if found and not force:

@@ -12,7 +12,7 @@ from collections.abc import Iterator, Sequence
 from varangian.config import RunConfig
 from varangian.config.overrides import PREFIX
 from varangian.config.yaml_text import dump_line
-from varangian.deploy.emitter import File, Options, comment
+from varangian.deploy.emitter import IMAGE, File, Options, comment, needs_section
 from varangian.deploy.plan import (
     GIB,
     METRICS_PORT,
@@ -340,7 +340,7 @@ def _readme(config: RunConfig, options: Options) -> str:
         honest=len(config.honest_names),
         workers=config.workers,
         file=FILE,
-    )
+    ) + needs_section(config, IMAGE)
 
 
 README = """\

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from typing import Protocol
 
 from varangian.config import RunConfig
-from varangian.deploy.plan import IN_THE_IMAGE, SERVER, WORKER, Places, Plan, Resources, make_plan
+from varangian.deploy.plan import IN_THE_IMAGE, SERVER, WORKER, Places, Plan, Resources, make_plan, needs
 from varangian.protos.text import escape
 
 LONGEST = 1 << 16
@@ -56,6 +56,23 @@ class Emitter(Protocol):
             ConfigError: the engine cannot carry out such a run.
         """
         ...
+
+
+IMAGE = "in the image, or mounted by a change of these files"
+"""Where the tasks of engines with containers find what they need."""
+
+
+def needs_section(config: RunConfig, where: str) -> str:
+    """The part of a README about what tasks have to find where they run; empty if there is nothing.
+
+    Args:
+        config: of the run.
+        where: they look for it.
+    """
+    if not (found := needs(config)):
+        return ""
+    lines = "".join(f"- {text.replace('`', '')}\n" for text in found)
+    return f"\n## What the tasks need\n\nThere has to be, {where}:\n\n{lines}"
 
 
 def comment(*lines: str) -> str:

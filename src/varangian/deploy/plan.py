@@ -6,6 +6,7 @@ n  workers, of which the last ones may be Byzantine, as in `RunConfig`
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal, TypeAlias
@@ -242,6 +243,39 @@ def rows_settings(config: RunConfig) -> dict[str, str]:
         f"participation.{name}.folder": participation.get("folder"),
     }
     return {path: folder for path, folder in found.items() if folder is not None}
+
+
+def needs(config: RunConfig) -> tuple[str, ...]:
+    """What tasks have to find where they run, each with the setting that names it."""
+    found = list[str]()
+    for path, text in _texts(changes(config), ""):
+        name, kind = path.rpartition(".")[2], path.partition(".")[0]
+        if OWN_CODE.fullmatch(text):
+            found.append(f"the module {text.partition(':')[0]} ({path})")
+        elif name == "path":
+            found.append(f"the files at {text} ({path})")
+        elif kind == "trackers" and text in TRACKER_PACKAGES:
+            found.append(f"the package {TRACKER_PACKAGES[text]} ({path})")
+    return (*dict.fromkeys(found),)
+
+
+OWN_CODE = re.compile(r"[A-Za-z_]\w*(\.[A-Za-z_]\w*)*:[A-Za-z_]\w*")
+"""What stands for a class or a function of the user."""
+TRACKER_PACKAGES = {"tensorboard": "tensorboardX", "wandb": "wandb", "mlflow": "mlflow"}
+"""The packages of trackers by their names."""
+
+
+def _texts(value: Any, path: str) -> Iterator[tuple[str, str]]:
+    """All texts in settings with their paths: values, and names that have settings of their own."""
+    if isinstance(value, Mapping):
+        for name, inner in value.items():
+            yield path, str(name)
+            yield from _texts(inner, join(path, str(name)))
+    elif isinstance(value, list | tuple):
+        for place, inner in enumerate(value):
+            yield from _texts(inner, join(path, str(place)))
+    elif isinstance(value, str):
+        yield path, value
 
 
 def data_port(config: RunConfig) -> int | None:

@@ -11,7 +11,7 @@ import shlex
 from collections.abc import Sequence
 
 from varangian.config import RunConfig
-from varangian.deploy.emitter import File, Options, comment
+from varangian.deploy.emitter import File, Options, comment, needs_section
 from varangian.deploy.plan import RUN, Places, Plan, Task, has_token, metrics_port, rows_settings
 from varangian.protos.identity.bundle import CA, METRICS_TOKEN
 from varangian.registry import ConfigError, Problem
@@ -256,7 +256,7 @@ def readme(config: RunConfig, plan: Plan, options: Options) -> str:
         workers=len(plan.workers),
         tasks=len(plan.workers) + 1,
         metrics=_METRICS.format(port=metrics_port(config)) if has_token(config) else "",
-    )
+    ) + needs_section(config, "where all nodes see it: modules in this folder or on PYTHONPATH")
 
 
 _METRICS = f"""\

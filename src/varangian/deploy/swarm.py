@@ -12,7 +12,7 @@ from collections.abc import Iterator, Sequence
 from varangian.config import RunConfig
 from varangian.config.yaml_text import dump_line
 from varangian.deploy.compose import literal, memory
-from varangian.deploy.emitter import File, Options, comment
+from varangian.deploy.emitter import IMAGE, File, Options, comment, needs_section
 from varangian.deploy.plan import RUN, Places, Plan, Task, has_token, metrics_port
 from varangian.protos.identity.bundle import CA, CERTIFICATE, KEY, METRICS_TOKEN
 
@@ -211,7 +211,7 @@ def _readme(config: RunConfig, plan: Plan, options: Options) -> str:
         file=FILE,
         digest=digest,
         metrics=METRICS.format(port=metrics_port(config), name=options.name) if has_token(config) else "",
-    )
+    ) + needs_section(config, IMAGE)
 
 
 README = """\

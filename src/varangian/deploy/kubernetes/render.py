@@ -17,7 +17,7 @@ from collections.abc import Sequence
 from typing import Literal
 
 from varangian.config import RunConfig
-from varangian.deploy.emitter import File, Options, comment
+from varangian.deploy.emitter import IMAGE, File, Options, comment, needs_section
 from varangian.deploy.kubernetes import job_set, objects, states
 from varangian.deploy.kubernetes.pods import (
     claim_name,
@@ -223,7 +223,7 @@ def _network(plan: Plan, options: Options) -> str:
         options,
         "Who may reach whom: workers the server, and DNS (port 53); the server nobody. It is of use "
         "where the network of the cluster knows NetworkPolicy. Where programs load data from elsewhere, "
-        "add an egress rule.",
+        "or a tracker sends numbers to another machine, add an egress rule.",
     )
     server, workers = objects.network_policies(plan, options.name)
     return head + dump(server) + "---\n" + dump(workers)
@@ -406,4 +406,4 @@ They are valid for 30 days. The first command renews those that end soon, and `k
 them to the cluster: the server reads them while it runs, workers when they start again. After
 `varangian certs revoke base/credentials NAME` and `kubectl apply -k base` the server refuses that worker
 within about two minutes.
-"""
+{needs_section(config, IMAGE)}"""
