@@ -739,3 +739,16 @@ def test_a_server_that_has_something_to_say(varangian):
 
 def test_a_line_of_the_report():
     assert str(Finding("key", "FAIL", "bad", "Mend it.")) == "FAIL    key           bad. Mend it."
+
+
+@pytest.mark.parametrize(
+    ("setting", "said"),
+    [
+        ("server.metrics_token=none", "server.metrics_token: none should be a readable file"),
+        ("server.metrics_host=::", "server.metrics_host: is reached from elsewhere"),
+    ],
+)
+def test_a_doctor_finds_a_metrics_port_that_would_not_be_opened(varangian, setting, said):
+    code, found, printed = doctor(varangian, *SMALL, "server.metrics_port=0", setting)
+    assert (code, found["ports"]) == (1, "FAIL")
+    assert said in " ".join(printed.split())

@@ -115,6 +115,24 @@ def test_an_address_is_asked_with_its_token(varangian, page, tmp_path):
     assert {path for path, _ in seen} == {"/state.json"}
 
 
+def test_the_wrong_scheme_is_said(varangian, page):
+    url, *_ = page
+    code, _, err = varangian("status", "--url", url.replace("http:", "https:"))
+    assert (code, "Is it http://" in err) == (1, True), err
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+
+        def hang_up():
+            connection, _ = listener.accept()
+            connection.recv(1000)
+            connection.close()
+
+        thread = threading.Thread(target=hang_up)
+        thread.start()
+        code, _, err = varangian("status", "--url", f"http://127.0.0.1:{listener.getsockname()[1]}")
+        thread.join()
+    assert (code, "Is it https://" in err) == (1, True), err
+
+
 def test_a_server_that_is_watched_may_end(varangian, page, monkeypatch):
     monkeypatch.setattr(status, "PERIOD", 0.0)
     url, seen, handler = page

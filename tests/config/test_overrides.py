@@ -1,6 +1,6 @@
 import pytest
 
-from varangian.config.overrides import apply_overrides, from_command_line, from_environment
+from varangian.config.overrides import Assignment, apply_overrides, from_command_line, from_environment
 from varangian.config.settings import groups
 from varangian.registry import ConfigError
 
@@ -165,3 +165,9 @@ def test_one_variable_can_hold_several_settings_which_win_over_others():
 def test_what_else_stands_in_that_variable_is_refused(text, rule):
     with pytest.raises(ConfigError, match=f"VARANGIAN_SETTINGS: should be key=value.*{rule}"):
         from_environment({"VARANGIAN_SETTINGS": text})
+
+
+def test_all_addresses_of_ipv6_need_no_quotes():
+    assert Assignment.of("server.host=::").value == "::"
+    (found,) = from_environment({"VARANGIAN__SERVER__HOST": "::"})
+    assert found.value == "::"

@@ -22,6 +22,8 @@ from varangian.server.training.optimizers import OPTIMIZERS
 PREFIX = "VARANGIAN__"
 SETTINGS = "VARANGIAN_SETTINGS"
 """A variable with several `a.b=c`, for programs that are started from a file, as by Compose."""
+ANY_ADDRESS = "::"
+"""All addresses of a machine in IPv6, which YAML without quotes takes for a mapping."""
 _NUMBER = re.compile(r"\.\d+(?=\.|$)")
 _PATH = re.compile(r"\w+([.:]\w+)*")
 
@@ -138,6 +140,8 @@ def _parse_value(text: str, path: str) -> Any:
         setting = path.removeprefix(PREFIX).lower().replace("__", ".")
         null = Fix(setting, (None,), name=path)
         raise ConfigError([Problem(path, "is given no value", hint=f"Write {FIXES}.", fixes=(null,))])
+    if text.strip() == ANY_ADDRESS:
+        return ANY_ADDRESS
     return parse(text, path)
 
 

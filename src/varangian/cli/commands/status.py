@@ -217,6 +217,10 @@ def _reason(error: Exception) -> str:
             "With --certs DIR the authority of a bundle is believed, and with SSL_CERT_FILE=ca.pem that one"
         )
         return f"its certificate was not believed: {printable(reason.verify_message, NOTE)}. {hint}"
+    if isinstance(reason, ssl.SSLError) and reason.reason == "WRONG_VERSION_NUMBER":
+        return "it speaks no TLS. Is it http:// there, without the s?"
+    if isinstance(reason, http.client.RemoteDisconnected | ConnectionResetError):
+        return "it ends the connection. Is it https:// there?"
     said = reason.strerror if isinstance(reason, OSError) else ""
     return printable(said or str(reason) or type(reason).__name__, NOTE)
 

@@ -47,6 +47,26 @@ def check_metrics(config: RunConfig, *, certificates: bool) -> None:
         ConfigError: others than this machine could look, or the token cannot be used.
         RunError: the port is not to be had.
     """
+    check_access(config, certificates=certificates)
+    server = config.server
+    if server.metrics_port is None:
+        return
+    try:
+        probe(server.metrics_host, server.metrics_port, "server.metrics_port")
+    except ListenError as error:
+        raise RunError(str(error)) from error
+
+
+def check_access(config: RunConfig, *, certificates: bool) -> None:
+    """See that a metrics port is for those alone who may look.
+
+    Args:
+        config: of the run.
+        certificates: whether the server has some of an authority that others know.
+
+    Raises:
+        ConfigError: others than this machine could look, or the token cannot be used.
+    """
     server = config.server
     if server.metrics_port is None:
         return
@@ -55,10 +75,6 @@ def check_metrics(config: RunConfig, *, certificates: bool) -> None:
         hint = "Set server.metrics_host=127.0.0.1 for this machine alone."
         raise ConfigError([Problem("server.metrics_host", rule, server.metrics_host, hint)])
     _token(config)
-    try:
-        probe(server.metrics_host, server.metrics_port, "server.metrics_port")
-    except ListenError as error:
-        raise RunError(str(error)) from error
 
 
 @dataclass

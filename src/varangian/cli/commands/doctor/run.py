@@ -13,6 +13,7 @@ from varangian.config import RunConfig, advice
 from varangian.config.build import task
 from varangian.files import user_path
 from varangian.launch.children.worker_processes import assign_processes
+from varangian.launch.monitoring.live import check_access
 from varangian.launch.result import RunError
 from varangian.launch.server_run import (
     check_descriptors,
@@ -79,6 +80,17 @@ def check_run(place: Place) -> Iterator[Finding]:
     yield from _disk(place, None if crew is None else crew.layout.numel)
     if place.part != "worker" and config.backend != "simulate":
         yield from check_ports(config)
+        yield from _watching(place)
+
+
+def _watching(place: Place) -> Iterator[Finding]:
+    """Whether only those can look at the metrics port who may; that it is free has been said."""
+    try:
+        # A server with a bundle of its own shows it there; that of a whole run on one machine has none.
+        check_access(place.config, certificates=place.part == "server")
+    except ConfigError as error:
+        for problem in error.problems:
+            yield fail("ports", str(problem))
 
 
 def _settings(config: RunConfig) -> Finding:
