@@ -182,7 +182,7 @@ async def serve(
                 # Only where somebody restarts workers as well.
                 lambda: limits.restart if returns and not stop.is_set() else 0.0,
             )
-            await (farewell if monitoring is None else asyncio.gather(farewell, monitoring.farewell()))
+            await (farewell if monitoring is None else asyncio.gather(farewell, monitoring.farewell(stop)))
         return reason
 
 

@@ -79,6 +79,12 @@ class HttpLimits:
     """Seconds since the state was asked for until nobody counts as following the run."""
     farewell: float = 2.0
     """Seconds for which the port stays at the end of a run that somebody follows: two looks."""
+    scraped: float = 20.0
+    """Seconds for which it stays at most until metrics are read once more."""
+    late: float = 1.0
+    """Seconds by which who reads them may be late."""
+    sent: float = 0.5
+    """Seconds in which what was read last is on its way."""
 
 
 HTTP_LIMITS = HttpLimits()

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import math
 import time
+from collections import deque
 from collections.abc import AsyncGenerator, Callable
 from contextlib import asynccontextmanager
 
@@ -56,6 +57,9 @@ class Monitoring:
         self._url = ""
         self._asked = -math.inf
         """When the state was last asked for, in seconds from any start."""
+        self._scrapes = deque[float](maxlen=2)
+        """When metrics were last read, and before."""
+        self._scraped = asyncio.Event()
         self.add("/healthz", lambda: plain(200, "ok"), public=True)
 
     def add(self, path: str, answer: Callable[[], Answer], *, public: bool = False) -> None:
@@ -89,6 +93,16 @@ class Monitoring:
         self.add("/state.json", followed)
         self.add("/access", lambda: plain(200, self._access.kind), public=True)
 
+    def expose(self, exposition: Callable[[], bytes], kind: str) -> None:
+        """Answer `/metrics` with this text of this media type."""
+
+        def answer() -> Answer:
+            self._scrapes.append(time.monotonic())
+            self._scraped.set()
+            return Answer(exposition(), kind)
+
+        self.add("/metrics", answer)
+
     @asynccontextmanager
     async def listening(self) -> AsyncGenerator[None]:
         """Answer in this context.
@@ -105,10 +119,35 @@ class Monitoring:
         async with server.listening(sockets, None if contexts is None else contexts.latest):
             yield
 
-    async def farewell(self) -> None:
-        """Stay for a moment, where somebody follows the run, so that its end is seen."""
-        if time.monotonic() - self._asked < self._limits.followed:
-            await asyncio.sleep(self._limits.farewell)
+    async def farewell(self, stop: asyncio.Event) -> None:
+        """Stay for a moment, where somebody follows the run, so that its end is seen.
+
+        Whoever reads metrics in regular intervals, as Prometheus, is waited for once more: otherwise a run
+        that is over would look like a server that is down.
+
+        Args:
+            stop: ends the wait for who reads metrics.
+        """
+        followed = time.monotonic() - self._asked < self._limits.followed
+        await asyncio.gather(self._next_scrape(stop), asyncio.sleep(self._limits.farewell * followed))
+
+    async def _next_scrape(self, stop: asyncio.Event) -> None:
+        """Wait until metrics were read once more, if somebody does so regularly and often."""
+        if len(self._scrapes) < 2 or stop.is_set():
+            return
+        before, last = self._scrapes
+        left = last + (last - before) + self._limits.late - time.monotonic()
+        if not 0 < left <= self._limits.scraped:
+            return
+        self._scraped.clear()
+        waits = [asyncio.create_task(event.wait()) for event in (self._scraped, stop)]
+        try:
+            await asyncio.wait(waits, timeout=left, return_when=asyncio.FIRST_COMPLETED)
+        finally:
+            for task in waits:
+                task.cancel()
+        if self._scraped.is_set():
+            await asyncio.sleep(self._limits.sent)
 
     def announce(self) -> None:
         """Say where it is."""

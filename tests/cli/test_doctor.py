@@ -1,5 +1,6 @@
 """`varangian doctor`: what it says of set-ups that are in order, and of broken ones."""
 
+import builtins
 import contextlib
 import errno
 import io
@@ -752,3 +753,16 @@ def test_a_doctor_finds_a_metrics_port_that_would_not_be_opened(varangian, setti
     code, found, printed = doctor(varangian, *SMALL, "server.metrics_port=0", setting)
     assert (code, found["ports"]) == (1, "FAIL")
     assert said in " ".join(printed.split())
+
+
+@pytest.mark.parametrize("error", [ImportError, OSError, AttributeError, RuntimeError])
+def test_a_doctor_says_that_torch_is_broken(monkeypatch, error):
+    def imported(name, *others, **more):
+        if name.endswith("kernels.library"):
+            raise error("undefined symbol")
+        return found(name, *others, **more)
+
+    found = builtins.__import__
+    monkeypatch.setattr(builtins, "__import__", imported)
+    finding = machine.check_kernels()
+    assert (finding.result, "undefined symbol" in finding.sentence) == ("FAIL", True)

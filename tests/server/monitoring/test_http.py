@@ -328,12 +328,41 @@ async def test_the_port_stays_for_a_moment_where_somebody_follows_the_run():
     limits = replace(QUICK, followed=3600.0, farewell=3600.0)
     async with Port(limits=limits) as port:
         async with asyncio.timeout(patience(60)):
-            await port.monitoring.farewell()  # nobody has asked
+            await port.monitoring.farewell(asyncio.Event())  # nobody has asked
         await port.get("/state.json")
-        staying = asyncio.create_task(port.monitoring.farewell())
+        staying = asyncio.create_task(port.monitoring.farewell(asyncio.Event()))
         for _ in range(3):
             await port.get("/state.json")
         assert not staying.done()
         staying.cancel()
         with pytest.raises(asyncio.CancelledError):
             await staying
+
+
+async def test_who_reads_metrics_regularly_is_waited_for_once_more():
+    limits = replace(QUICK, late=3000.0, scraped=3600.0, sent=0.0)
+    async with Port(limits=limits) as port, asyncio.timeout(patience(120)):
+        port.monitoring.expose(lambda: b"varangian_round 1\n", "text/plain")
+        await port.get("/metrics")
+        await port.monitoring.farewell(asyncio.Event())  # once is not regularly
+        await port.get("/metrics")
+        leaving = asyncio.create_task(port.monitoring.farewell(asyncio.Event()))
+        await port.get("/healthz")
+        assert not leaving.done()
+        assert (await port.get("/metrics"))[0] == 200
+        await leaving
+        stop = asyncio.Event()
+        leaving = asyncio.create_task(port.monitoring.farewell(stop))
+        await port.get("/healthz")
+        assert not leaving.done()
+        stop.set()
+        await leaving
+
+
+async def test_who_reads_metrics_seldom_is_not_waited_for():
+    limits = replace(QUICK, late=3000.0, scraped=1.0)
+    async with Port(limits=limits) as port, asyncio.timeout(patience(60)):
+        port.monitoring.expose(lambda: b"", "text/plain")
+        await port.get("/metrics")
+        await port.get("/metrics")
+        await port.monitoring.farewell(asyncio.Event())

@@ -209,7 +209,6 @@ def open_monitoring(
     server = server_run.config.server
     if server.metrics_port is None:
         return None
-    from varangian.server.monitoring.http import Answer
     from varangian.server.monitoring.monitoring import Monitoring
 
     def not_ready() -> str:
@@ -232,7 +231,7 @@ def open_monitoring(
     if (metrics := server_run.metrics) is not None:
         from varangian.server.observability.metrics import CONTENT_TYPE
 
-        monitoring.add("/metrics", lambda: Answer(metrics.exposition(), CONTENT_TYPE))
+        monitoring.expose(metrics.exposition, CONTENT_TYPE)
     return monitoring
 
 
