@@ -112,7 +112,8 @@ def test_a_changed_file_is_named(folder, audited, name, change, sentence):
 
 def test_a_chain_that_was_made_anew_is_not_that_of_the_checkpoints(folder, audited):
     second = (folder / "rounds.jsonl").read_bytes().splitlines()[1]
-    known = {"version": 1, "round": 2, "record": {"lines": 2, "digest": head_of(second)}}
+    known = {"version": 1, "round": 2, "run": "run", "epoch": 0, "layout": "", "digest": "", "alarms": {}}
+    known |= {"record": {"bytes": 0, "lines": 2, "digest": head_of(second)}, "state": {"run": {}}}
     (folder / "checkpoints").mkdir()
     state_file.write(folder / "checkpoints" / "round-000002.safetensors", known, {})
     records = [json.loads(line) for line in (folder / "rounds.jsonl").read_text().splitlines()]
