@@ -230,10 +230,13 @@ def _is_behind(place: Any, folder: Path) -> bool:
     """Whether the record of a run has the lines that a checkpoint names: so of a folder with a new name."""
     match place:
         case {"bytes": int(size), "digest": str(expected)} if size > 0:
-            with suppress(OSError), (folder / ROUNDS).open("rb") as record:
-                whole = os.fstat(record.fileno()).st_size >= size
-                lines = record.read(size) if whole else b""
-                return lines.endswith(b"\n") and head_of(lines[lines.rfind(b"\n", 0, -1) + 1 :]) == expected
+            pass
+        case _:
+            return False
+    with suppress(OSError), (folder / ROUNDS).open("rb") as record:
+        if os.fstat(record.fileno()).st_size >= size:
+            lines = record.read(size)
+            return lines.endswith(b"\n") and head_of(lines[lines.rfind(b"\n", 0, -1) + 1 :]) == expected
     return False
 
 
