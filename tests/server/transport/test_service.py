@@ -827,6 +827,9 @@ async def test_a_worker_that_was_absent_is_waited_for_from_its_next_call_on(monk
     monkeypatch.setattr("varangian.server.identity.presence.PRESENCE_CHECK_INTERVAL", 0.02)
     async with world() as this, client_of(this) as client:
         await client.join()
+        await until(
+            lambda: this.sessions._sessions["w00"].persistent
+        )  # it makes no call by itself after that
         with monkeypatch.context() as silent:
             silent.setattr(Sessions, "present", frozenset())
             await until(lambda: this.coordinator.status().absent == ("w00",))
@@ -1079,6 +1082,7 @@ async def test_grpc_itself_does_not_share_a_port(monkeypatch):
         second = grpc.aio.server(options=options(3))
         with pytest.raises(PortInUse):
             bind(second, "127.0.0.1", int(this.address.rpartition(":")[2]))
+        await second.stop(None)
 
 
 async def test_an_address_of_another_machine_is_one_sentence():
