@@ -780,13 +780,22 @@ def disagrees(rank):
             robust(DistributedDataParallel(nn.Linear(2, 2).to(torch.complex64)))
         except ValueError as error:
             said.append(str(error))
+    model = DistributedDataParallel(nn.Embedding(4, 2, sparse=True))
+    robust(model, "median")
+    try:
+        model(torch.tensor([rank])).sum().backward()
+    except ValueError as error:
+        said.append(str(error))
     return said
 
 
 @pytest.mark.slow
 def test_ranks_that_were_told_different_things_hear_it(tmp_path):
     for said in on_ranks(3, disagrees, tmp_path):
-        different, too_few, twice, complex_ = said
+        different, too_few, twice, complex_, sparse = said
+        assert sparse.endswith(
+            "Found torch.float32, torch.sparse_coo. An embedding has dense ones with sparse=False."
+        )
         assert different.startswith("aggregator: should be the same on all ranks.")
         assert "ranks 0, 2 and rank 1" in different
         assert "no guarantee for 3 ranks of which 2 may be faulty" in too_few

@@ -444,7 +444,10 @@ class Reduction:
             self.attach([(str(i), p) for i, p in enumerate(parameters)], buffer.device, named=False)
         group = cast("_Group", self._group)
         if buffer.layout is not torch.strided or buffer.dtype not in FLOATS:
-            raise ValueError(f"gradients: should be dense floats. Found {buffer.dtype}, {buffer.layout}.")
+            raise ValueError(
+                f"gradients: should be dense floats. Found {buffer.dtype}, {buffer.layout}. An embedding "
+                "has dense ones with sparse=False."
+            )
         if not group.named:
             for parameter in parameters:  # the same in each first step, before buckets are made anew
                 group.names.setdefault(id(parameter), str(len(group.names)))
