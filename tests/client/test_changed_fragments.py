@@ -5,6 +5,7 @@ import torch
 from tests.client.rig import model, serving
 from torch import nn
 
+from varangian.server.identity.tls import Security
 from varangian.server.observability.traffic import Traffic
 
 LARGE = (60, 200, 90)
@@ -52,6 +53,24 @@ def test_a_pull_has_the_fragment_that_has_moved(make, fragments, options, channe
         whole = [whole[0], *(4 * rig.split.numels[rig.split.of(round)] for round in range(6))]
     around = 2048 if make is large and channel == "grpc" else 0  # what messages have beside their chunks
     assert all(sent <= size <= sent + around for size, sent in zip(sizes, whole, strict=True))
+
+
+@pytest.mark.parametrize("fragments", [2, 4])
+def test_over_tls_a_fragment_travels_encrypted_beside_grpc(bundles, fragments):
+    module, traffic, ours = large(), Traffic(), bundles / "ours"
+    options = {"rounds": 4, "traffic": traffic, "fragments": fragments}
+    with (
+        serving(module, security=Security(ours / "server"), **options) as rig,
+        rig.connect(module, certs=ours / "w00", momentum=0.0) as worker,
+    ):
+        sizes, before = [], 0
+        while worker.pull():
+            assert torch.equal(worker.parameters, rig.learner.parameters)
+            sizes.append(traffic.sent["data"] - before)
+            before = traffic.sent["data"]
+            assert answer(worker)
+        moved = [4 * rig.split.numels[rig.split.of(round)] for round in range(3)]
+        assert sizes == [4 * worker.layout.numel, *moved]
 
 
 def test_who_has_missed_rounds_gets_all_fragments_of_them_and_who_is_too_late_everything():
