@@ -9,6 +9,7 @@ Nothing heavy is imported before it is asked for.
 """
 
 import importlib
+import os
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
@@ -29,6 +30,11 @@ if TYPE_CHECKING:
     from varangian.worker.transport.client import ClientError as ClientError
 
 __version__ = "0.1.0"
+
+# gRPC reads it when it is imported. A DataLoader forks the programs of users; with gRPC's own support for
+# forks its threads would begin anew in each fork, take events of the connections from the program that has
+# them, and abort. A fork of a program with connections cannot use gRPC in any case.
+os.environ.setdefault("GRPC_ENABLE_FORK_SUPPORT", "0")
 
 _LAZY = {
     **dict.fromkeys(("run", "sweep", "read", "report", "advise"), "varangian.api"),
@@ -51,4 +57,4 @@ def __getattr__(name: str) -> Any:
 
 
 def __dir__() -> list[str]:
-    return sorted({*globals(), *_LAZY} - {"Any", "TYPE_CHECKING", "importlib"})
+    return sorted({*globals(), *_LAZY} - {"Any", "TYPE_CHECKING", "importlib", "os"})

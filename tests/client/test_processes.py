@@ -33,6 +33,41 @@ def test_a_fork_is_told_what_it_cannot_do(monkeypatch):
         assert worker.push(worker.parameters)
 
 
+FORKS = """
+import os
+import torch
+from varangian import ClientError, Server, connect
+
+model = torch.nn.Linear(3, 2)
+server = Server(model, workers=1, f=0, rounds=5, aggregator="mean")
+threads = []
+with server.start("127.0.0.1:0") as running:
+    with connect(running.address, torch.nn.Linear(3, 2), token=running.token("w00")) as worker:
+        while worker.pull():
+            child = os.fork()
+            if child == 0:
+                os._exit(len(os.listdir("/proc/self/task")))
+            threads.append(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]))
+            worker.push(worker.parameters)
+print(threads)
+"""
+
+
+@pytest.mark.skipif(not os.path.isdir("/proc/self/task"), reason="there is no /proc/self/task here")
+def test_forks_of_a_program_with_a_server_have_no_thread_of_grpc(tmp_path):
+    """Such threads abort, or take events of connections from the program that was forked."""
+    environment = {key: text for key, text in os.environ.items() if key != "GRPC_ENABLE_FORK_SUPPORT"}
+    ended = subprocess.run(
+        [sys.executable, "-W", "ignore::DeprecationWarning", "-c", FORKS],
+        cwd=tmp_path,
+        env=environment | {"PYTHONPATH": str(ROOT / "src")},
+        capture_output=True,
+        text=True,
+        timeout=patience(60),
+    )
+    assert ended.stdout.splitlines()[-1:] == ["[1, 1, 1, 1, 1]"], ended.stderr
+
+
 @pytest.mark.slow
 @pytest.mark.exhaustive  # the test above has its errors, and the programs of the documents its end
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="this system has no fork")

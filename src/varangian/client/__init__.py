@@ -6,9 +6,3 @@ model, scaler and momentum, `outer` takes outer steps.
 `varangian.connect` and other names of the package import it, and so do adapters for training loops of
 others; it knows no server, no settings and no data set.
 """
-
-import os
-
-# gRPC reads it once. A DataLoader forks the programs of users, and each fork would be a line on their
-# terminals: that gRPC lets the fork be. Forks of a connected program cannot use gRPC in any case.
-os.environ.setdefault("GRPC_ENABLE_FORK_SUPPORT", "0")
