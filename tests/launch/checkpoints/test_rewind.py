@@ -181,7 +181,7 @@ def test_what_cannot_be_done_is_one_clear_error(run, tmp_path):
         branch(run, 3)
     with pytest.raises(RunError, match="should be the folder of a run"):
         branch(tmp_path / "missing", 3)
-    with pytest.raises(RunError, match=r"cannot be written: .* is not empty"):
+    with pytest.raises(RunError, match=r"cannot be written: .* is not empty. --output names another"):
         branch(run, 4, run)
     CheckpointFolder(run).file(4).write_bytes(b"no checkpoint")
     with pytest.raises(RunError, match="cannot be used"):

@@ -6,6 +6,7 @@ checkpoint; `--resume` goes on with it, also with other settings.
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import shutil
@@ -103,7 +104,9 @@ def branch(run: Path, round: int, output: Path | None = None) -> Path:
         if made is not None:
             shutil.rmtree(made, ignore_errors=True)
         place = error.filename or made or output
-        raise RunError(f"the new run cannot be written: {place}: {error.strerror or error}") from error
+        reason = f"the new run cannot be written: {place}: {error.strerror or error}"
+        hint = ". --output names another folder" if error.errno == errno.ENOTEMPTY else ""
+        raise RunError(reason + hint) from error
     return made
 
 
