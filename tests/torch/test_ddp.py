@@ -661,7 +661,10 @@ def resumes_by_hand(rank, spec, beta):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(("spec", "beta"), [("centered_clipping", 0.0), ("arc+caf", 0.9)])
+@pytest.mark.parametrize(
+    ("spec", "beta"),
+    [("centered_clipping", 0.0), pytest.param("arc+caf", 0.9, marks=pytest.mark.exhaustive)],
+)
 def test_a_hook_that_is_registered_by_hand_resumes_with_the_same_bits(spec, beta, tmp_path):
     for rank, ((one, other), of, names) in enumerate(on_ranks(3, resumes_by_hand, tmp_path, spec, beta)):
         assert torch.equal(one, other)

@@ -164,7 +164,10 @@ def resumes(rank, spec, options):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("options", [{"momentum": 0.5}, {"momentum": 0.5, "per_bucket": True}])
+@pytest.mark.parametrize(
+    "options",
+    [{"momentum": 0.5}, pytest.param({"momentum": 0.5, "per_bucket": True}, marks=pytest.mark.exhaustive)],
+)
 def test_a_sharded_model_resumes_with_the_same_bits(options, tmp_path):
     """With the momentum and the reference of the shards here, of which one is empty."""
     for (one, other), (rank, name), _ in on_ranks(
