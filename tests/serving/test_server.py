@@ -3,6 +3,7 @@
 import asyncio
 import json
 import math
+import signal
 import subprocess
 import sys
 import threading
@@ -114,6 +115,46 @@ def test_an_evaluation_that_fails_at_once_is_named_before_the_run(served, tmp_pa
     with pytest.raises(RunError, match=r"`evaluate` failed: ZeroDivisionError: .*test_server.py, line"):
         served(evaluate=lambda model: 1 / 0)
     assert not (tmp_path / "runs").exists()
+
+
+@pytest.mark.skipif(not hasattr(signal, "SIGCHLD"), reason="there is no SIGCHLD here")
+def test_a_handler_that_an_evaluation_leaves_is_not_called_in_the_loop_of_the_server(tmp_path):
+    """That of a DataLoader raises in whatever the main thread does when a process of it has ended."""
+    seen, called = [], []
+
+    def handler(number, frame):
+        seen.append(number)
+
+    def evaluate(model):
+        called.append(threading.current_thread())
+        if len(called) == 1:  # as a DataLoader, once for a program
+            assert called[0] is threading.main_thread()
+            signal.signal(signal.SIGCHLD, handler)
+        elif called[-1] is not threading.main_thread():
+            signal.pthread_kill(threading.main_thread().ident, signal.SIGCHLD)
+        return 0.0
+
+    settings = {"workers": 1, "f": 0, "rounds": 3, "aggregator": "mean", "evaluate__every": 1}
+    server = varangian.Server(net(), evaluate=evaluate, output=str(tmp_path), **settings)
+
+    def ready(address):
+        seen.clear()  # programs that have said what machine this is
+
+        def push():
+            with varangian.connect(address, net(), token=server.token("w00")) as worker:
+                while worker.pull():
+                    worker.push(worker.parameters)
+
+        threading.Thread(target=push, daemon=True).start()
+
+    before = signal.signal(signal.SIGCHLD, handler)
+    try:
+        assert server.serve("127.0.0.1:0", ready=ready).outcome == "finished"
+        assert signal.getsignal(signal.SIGCHLD) is handler
+    finally:
+        signal.signal(signal.SIGCHLD, before)
+    assert seen == []
+    assert {*called} > {threading.main_thread()}
 
 
 def test_on_round_is_called_with_each_record_in_order(served):

@@ -36,7 +36,7 @@ def run_to_completion(main: Callable[[], Coroutine[Any, Any, T]]) -> T:
         asyncio.get_running_loop()
     except RuntimeError:
         check_free()
-        with as_in_a_new_thread():
+        with as_in_a_new_thread(), without_child_handler():
             return asyncio.run(main())
     check_free()
     thread = _LoopThread(main)
@@ -44,6 +44,25 @@ def run_to_completion(main: Callable[[], Coroutine[Any, Any, T]]) -> T:
         thread.start()
         thread.wait()
     return thread.outcome()
+
+
+@contextmanager
+def without_child_handler() -> Generator[None]:
+    """Have no handler of SIGCHLD meanwhile, and none that code of the user leaves.
+
+    The DataLoader of torch sets one that raises an error wherever the main thread is, as in the event loop
+    of a server. Without it the loader itself finds that a process of its is gone, and raises there.
+    """
+    handled = hasattr(signal, "SIGCHLD") and threading.current_thread() is threading.main_thread()
+    before = signal.getsignal(signal.SIGCHLD) if handled else None
+    if before is None:
+        yield
+        return
+    signal.signal(signal.SIGCHLD, signal.SIG_DFL)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGCHLD, before)
 
 
 @contextmanager

@@ -36,7 +36,7 @@ from varangian.launch.checkpoints.kept_rows import KeptRows
 from varangian.launch.checkpoints.lock import FolderLock
 from varangian.launch.checkpoints.resumed import Resumed
 from varangian.launch.code_failures import CodeFailures
-from varangian.launch.event_loop import SIGNALS, interruptible
+from varangian.launch.event_loop import SIGNALS, interruptible, without_child_handler
 from varangian.launch.membership.changed_settings import change_of, with_members
 from varangian.launch.membership.members_file import MembersFile
 from varangian.launch.memory_budget import MemoryBudget
@@ -145,6 +145,7 @@ class ServerRun:
             self._restore(self.resumed.state["run"])
 
     @classmethod
+    @without_child_handler()
     def open(
         cls,
         config: RunConfig,
