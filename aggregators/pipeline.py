@@ -78,6 +78,12 @@ class Aggregator:
     """Whether mixings and rule are applied to each parameter tensor of the model by itself (`blocks`)."""
 
     def __post_init__(self) -> None:
+        for part in (self.rule, *self.mix):
+            if isinstance(part, str):
+                raise AggregationError(
+                    f"An aggregator is made of objects, as Aggregator(Krum(f=1)). Found {part!r}: of names "
+                    f'aggregator_from("nnm+krum", "aggregator", f=1) makes one.'
+                )
         object.__setattr__(self, "mix", tuple(self.mix))
         for f in (self.f, *(getattr(part, "f", None) for part in (*self.mix, self.rule))):
             if f is not None:

@@ -365,3 +365,11 @@ def test_repeated_calls_have_the_bits_of_calls(name: str) -> None:
         assert answer.dropped == expected.dropped
         found.append(answer)
     assert (found[2] is found[3]) == name.endswith(("nnm+median", "nnm+trimmed_mean"))
+
+
+@pytest.mark.parametrize(
+    "parts", [{"rule": "krum"}, {"rule": Mean(), "mix": ("nnm",)}, {"rule": Mean(), "mix": "nnm"}]
+)
+def test_names_in_the_place_of_parts_are_told_what_makes_them_an_aggregator(parts):
+    with pytest.raises(AggregationError, match="aggregator_from"):
+        Aggregator(**parts)
