@@ -15,7 +15,7 @@ import ssl
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 from varangian.protos.errors import Refused
 from varangian.protos.identity.bundle import CERTIFICATE, KEY, Bundle
@@ -185,7 +185,7 @@ def peer_of(channel: ssl.SSLObject | None) -> Peer | None:
     certificate = channel.getpeercert(binary_form=True) if channel is not None else None
     if channel is None or not certificate:
         return None
-    stated: Mapping[str, Any] = channel.getpeercert() or {}
+    stated = cast("Mapping[str, Any]", channel.getpeercert() or {})
     names: Iterable[tuple[str, str]] = stated.get("subjectAltName", ())
     return {
         "ssl_tls_version": [(channel.version() or "").encode()],
