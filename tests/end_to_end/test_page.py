@@ -120,6 +120,8 @@ def test_the_page_during_a_run_and_after_it(tmp_path):
     going = Going(tmp_path, "delays={steps: {step: 0.15, workers: [], factor: 1}}")
     with Browser(tmp_path / "profile") as browser:
         browser.open(going.url)
+        # Curves begin with the first round that is done.
+        browser.wait("document.querySelector('.chart path.line') !== null")
         look(browser, "running")
         before = browser.ask("document.querySelector('#tiles').textContent")
         browser.wait(f"document.querySelector('#tiles').textContent !== {json.dumps(before)}")
