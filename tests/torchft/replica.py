@@ -46,7 +46,7 @@ def main(place, replicas, lighthouse, steps, spec, fault):
         on_step=records.append,
         audit=0.5 if fault in ("scaled", "lies") else 0.0,
         on_suspect=print,
-        weight=(1 if place == 0 else 2) if fault == "weights" else None,
+        weight={"weights": 2 - (place == 0), "heavy": 9 if place == 0 else 2}.get(fault),
         bucket_cap_mb=0.005,
     )
     if fault == "lies" and place == 0:

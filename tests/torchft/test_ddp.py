@@ -4,6 +4,7 @@ import json
 import math
 import os
 import pathlib
+import re
 import subprocess
 import sys
 
@@ -17,8 +18,8 @@ ROOT = PROGRAM.parents[2]
 REPLICAS = 4
 
 
-def trained(spec, fault, steps=4):
-    """What each replica says at its end."""
+def trained(spec, fault, steps=4, with_log=False):
+    """What each replica says at its end, and the log of each on request."""
     from torchft.coordination import LighthouseServer
 
     lighthouse = LighthouseServer(bind="127.0.0.1:0", min_replicas=REPLICAS, join_timeout_ms=60_000)
@@ -43,7 +44,8 @@ def trained(spec, fault, steps=4):
             program.kill()
         lighthouse.shutdown()
     assert [program.returncode for program in programs] == [0] * REPLICAS, found[0][1][-3000:]
-    return [json.loads(out.splitlines()[-1]) for out, _ in found]
+    answers = [json.loads(out.splitlines()[-1]) for out, _ in found]
+    return (answers, [log for _, log in found]) if with_log else answers
 
 
 @pytest.mark.slow
@@ -95,3 +97,12 @@ def test_each_replica_says_what_it_weighs():
     for answer in trained("mean:0", "weights", steps=2):
         assert answer["kept"] == 2
         assert sorted(answer["weights"][-1]) == pytest.approx([1 / 7, 2 / 7, 2 / 7, 2 / 7])
+
+
+@pytest.mark.slow
+@pytest.mark.exhaustive
+def test_a_replica_that_claims_half_of_the_weight_is_named_and_changes_nothing():
+    answers, said = trained("trimmed_mean", "heavy", steps=1, with_log=True)
+    assert {(answer["kept"], answer["tries"]) for answer in answers} == {(0, 3)}
+    for log in said:
+        assert re.search(r"the f = 1 heaviest may have 0.6. The heaviest is replica0\S*, of 9\.", log), log

@@ -392,7 +392,8 @@ class Reduction:
         peers = introduce(told, found, device, name, math.nan if weight is None else weight)
         if weight is not None:
             self._weights = arguments.numbers("weights", [peer.weight for peer in peers])
-            self._require(n)
+            heaviest = max(peers, key=lambda peer: peer.weight)
+            self._require(n, f" The heaviest is {heaviest.name or heaviest.host}, of {heaviest.weight:g}.")
         suspicion, opposition = Suspicion(n, self._suspect_after), Opposition(n, self._momentum)
         if self._group is None:
             suspicion.restore(*self._seen)
@@ -422,7 +423,7 @@ class Reduction:
         if self._on_step is not None:
             self._group.records.append(self._on_step)
 
-    def _require(self, n: int) -> None:
+    def _require(self, n: int, found: str = "") -> None:
         """See that the aggregator has a guarantee for n ranks of these weights."""
         f = self._aggregator.tolerance or 0
         try:
@@ -431,8 +432,8 @@ class Reduction:
             raise ValueError(f"weights: should be one for each of {n} ranks. {error}") from None
         if reason:
             raise ValueError(
-                f"aggregator: has no guarantee for {n} ranks of which {f} may be faulty. {reason}. "
-                "Take more ranks, a smaller f or another rule."
+                f"aggregator: has no guarantee for {n} ranks of which {f} may be faulty. "
+                f"{reason}.{found} Take more ranks, a smaller f or another rule."
             )
 
     def take(self, bucket: Bucket) -> torch.futures.Future[Tensor]:

@@ -39,7 +39,8 @@ class DistributedDataParallel(Managed):  # pyright: ignore[reportUntypedBaseClas
             with it by its `replica_id`. A step in which an audit finds a replica that computes wrongly is
             discarded.
         weight: what the gradient of this replica weighs, as samples of its batch; None on all for the same.
-            f becomes the weight of the f heaviest, so a replica that gives itself too much is one of the f.
+            The rule takes any f of them for faulty, also the heaviest. Where those would have half of the
+            weight, steps are discarded, and the log names the heaviest, until it is gone or says less.
         weights: None: places in the quorum change, so each replica says its own `weight`.
         ddp: arguments of DistributedDataParallel.
 
