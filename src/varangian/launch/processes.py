@@ -15,7 +15,7 @@ from varangian.config import RunConfig
 from varangian.config.build import task
 from varangian.files import user_path
 from varangian.launch.checkpoints.resumed import Resumed
-from varangian.launch.checkpoints.worker_states import states_folder, tidy_states
+from varangian.launch.checkpoints.worker_states import lost_states, states_folder, tidy_states
 from varangian.launch.children.child import ChildSpec
 from varangian.launch.children.worker_processes import WorkerProcesses, assign_processes
 from varangian.launch.event_loop import run_to_completion
@@ -84,6 +84,11 @@ async def _run(
     enter(server_run.folder.path.name).round = server_run.machine.state.round
     for sentence in server_run.sentences:
         note(sentence)
+    if resume is not None and resume.state is not None:
+        members = server_run.machine.policy.workers
+        lost = lost_states(config, server_run.folder.path, resume.round, members, resume.parent)
+        if lost is not None:
+            note(lost)
     address = asyncio.get_running_loop().create_future()
     log = log_to_file(server_run.folder.path / "server.log", warn=server_run.folder.warn)
     with server_run.stop.on_signals(note), closing(server_run), log, make_identities(config) as known:

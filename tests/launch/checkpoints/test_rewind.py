@@ -15,7 +15,7 @@ from varangian.launch import RunError
 from varangian.launch.checkpoints.folder import CheckpointFolder
 from varangian.launch.checkpoints.resume import resume, settings_of
 from varangian.launch.checkpoints.rewind import branch, kept_checkpoints
-from varangian.launch.checkpoints.worker_states import tidy_states, worker_states
+from varangian.launch.checkpoints.worker_states import lost_states, tidy_states, worker_states
 from varangian.protos.contract import Terms
 from varangian.state_file import write
 from varangian.worker.checkpoints.store import PartStore
@@ -168,6 +168,21 @@ def test_it_says_of_which_workers_there_are_states(run, capsys):
 @pytest.mark.parametrize("settings", [["worker.momentum=0"], ["backend=simulate"]])
 def test_where_workers_need_no_state_nothing_is_said(run, settings):
     assert worker_states(load(run / "config.yaml", settings), run, 4, ["w00"]) is None
+
+
+@pytest.mark.parametrize(
+    ("settings", "where"),
+    [([], "is in {run}/workers: "), (["worker.state=null"], "is kept, as worker.state=null says: ")],
+)
+def test_a_run_whose_workers_have_lost_what_they_remember_says_so(run, settings, where):
+    config = load(run / "config.yaml", settings)
+    said = lost_states(config, run, 4, ["w00", "w01"], "")
+    assert said.startswith(f"warning: no state of a worker {where.format(run=run)}all go on without")
+    store = PartStore(run / "workers" / "w00")
+    store.rewind("a-run", Terms(every=2, keep=2), 0)
+    for round in range(6):
+        store.put(round, {"momentum": torch.ones(2)})
+    assert (lost_states(config, run, 4, ["w00", "w01"], "") is None) is (not settings)
 
 
 def test_workers_that_have_left_are_not_missed(run):

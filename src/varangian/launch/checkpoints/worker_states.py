@@ -69,6 +69,28 @@ def worker_states(
     return WorkerStates(tuple(sorted(there)), tuple(sorted(missing)))
 
 
+def lost_states(
+    config: RunConfig, run: Path, round: int, members: Sequence[str], writer: str
+) -> str | None:
+    """What is to be said where workers remember something, and nothing of it is on this machine.
+
+    Args:
+        config: of the run.
+        run: its folder.
+        round: that it goes on with.
+        members: the workers of the run there.
+        writer: as of `worker_states`.
+    """
+    found, folder = worker_states(config, run, round, members, writer), states_folder(config, run)
+    if found is None or found.there:
+        return None
+    where = "is kept, as worker.state=null says" if folder is None else f"is in {folder}"
+    return (
+        f"warning: no state of a worker {where}: all go on without what they remember of earlier rounds, "
+        "as their momentum, so the numbers are not those of an uninterrupted run"
+    )
+
+
 def tidy_states(config: RunConfig, run: Path, *, over: bool) -> None:
     """Delete the states of workers that nobody will go on from.
 
