@@ -1,4 +1,4 @@
-"""What a server and a worker report in one way: traces by OpenTelemetry, and the heartbeat file.
+"""OpenTelemetry traces and the heartbeat file, in one form for servers and workers.
 
 Of ours it imports the form of log lines.
 """
