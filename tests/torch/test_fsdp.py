@@ -264,6 +264,30 @@ def test_a_step_after_one_that_failed_is_reduced(tmp_path):
         assert torch.equal(update, answers[0][1])
 
 
+def uses_alone(rank):
+    """Steps with weight decay, where one replica alone uses a layer, whose median is zero."""
+    mesh = meshes()
+    model = sharded(mesh)
+    robust_fsdp(model, mesh["replicas"], "median", 1)
+    learn = torch.optim.SGD(model.parameters(), lr=0.1, weight_decay=0.5)
+    before = model.spare.weight.full_tensor().clone()
+    for step in range(2):
+        learn.zero_grad()
+        model(batch(rank, step), rank < SHARDS).backward()
+        learn.step()
+    return before, flat([p.detach().full_tensor() for p in model.spare.parameters()])
+
+
+@pytest.mark.slow
+@pytest.mark.exhaustive
+def test_replicas_stay_the_same_where_one_alone_uses_a_layer(tmp_path):
+    answers = on_ranks(REPLICAS * SHARDS, uses_alone, tmp_path)
+    before, first = answers[0]
+    assert not torch.equal(before.flatten(), first[: before.numel()])
+    for _, after in answers:
+        assert torch.equal(after, first)
+
+
 def stepping(model):
     for parameter in model.parameters():
         parameter.register_post_accumulate_grad_hook(print)

@@ -79,9 +79,10 @@ class _Part:
 class _Replicas:
     """Reduces the gradients of a sharded model over its replicas, once after each backward pass."""
 
-    def __init__(self, parts: Sequence[_Part], reduction: Reduction) -> None:
+    def __init__(self, parts: Sequence[_Part], reduction: Reduction, whole: dist.ProcessGroup) -> None:
         self._parts = parts
         self._reduction = reduction
+        self._whole = whole
         self._asked = -1
         """The backward pass after which gradients are reduced."""
 
@@ -95,6 +96,7 @@ class _Replicas:
 
     def reduce(self) -> None:
         """Exchange the gradients, and write the update in their place."""
+        used = iter(self._used())
         last = len(self._parts) - 1
         taken: list[tuple[_Part, torch.futures.Future[Tensor]]] = []
         for number, part in enumerate(self._parts):
@@ -103,13 +105,28 @@ class _Replicas:
         for part, future in taken:
             sizes = [each.numel() for each in part.stand_ins]
             for parameter, found in zip(part.parameters, future.value().split(sizes), strict=True):
+                if not next(used):
+                    continue
                 if parameter.grad is None:
-                    if not bool(found.any()):
-                        continue
-                    parameter.grad = torch.zeros_like(parameter)  # other replicas have used it
+                    parameter.grad = torch.zeros_like(parameter)
                 here = local(parameter.grad)
                 if here.data_ptr() != found.data_ptr():
                     here.copy_(found.view_as(here))
+
+    def _used(self) -> list[bool]:
+        """Whether a rank has used each parameter, the same on all ranks.
+
+        An optimizer may change a parameter with a gradient of zeros, as by weight decay, and leaves one
+        without a gradient as it is: replicas would become others where only some of them have used it.
+        """
+        parameters = [parameter for part in self._parts for parameter in part.parameters]
+        flags = torch.tensor(
+            [parameter.grad is not None for parameter in parameters],
+            dtype=torch.uint8,
+            device=local(parameters[0]).device,
+        )
+        dist.all_reduce(flags, op=dist.ReduceOp.MAX, group=self._whole)
+        return flags.bool().tolist()
 
 
 def _parts_of(model: nn.Module) -> list[_Part]:
@@ -290,7 +307,7 @@ def robust_fsdp(
     with torch.no_grad():
         for tensor in (*model.parameters(), *model.buffers()):
             dist.broadcast(local(tensor), group=group, group_src=0)
-    hooks = _Replicas(parts, reduction)
+    hooks = _Replicas(parts, reduction, everyone)
     for module in modules:
         try:
             module.set_all_reduce_hook(hooks.hook)
