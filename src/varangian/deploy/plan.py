@@ -249,20 +249,18 @@ def needs(config: RunConfig) -> tuple[str, ...]:
     """What tasks have to find where they run, each with the setting that names it."""
     found = list[str]()
     for path, text in _texts(changes(config), ""):
-        name, kind = path.rpartition(".")[2], path.partition(".")[0]
         if OWN_CODE.fullmatch(text):
             found.append(f"the module {text.partition(':')[0]} ({path})")
-        elif name == "path":
+        elif path.rpartition(".")[2] == "path":
             found.append(f"the files at {text} ({path})")
-        elif kind == "trackers" and text in TRACKER_PACKAGES:
-            found.append(f"the package {TRACKER_PACKAGES[text]} ({path})")
+    for place, tracker in enumerate(config.trackers or ()):
+        if package := getattr(tracker, "package", ""):
+            found.append(f"the package {package} (trackers.{place})")
     return (*dict.fromkeys(found),)
 
 
 OWN_CODE = re.compile(r"[A-Za-z_]\w*(\.[A-Za-z_]\w*)*:[A-Za-z_]\w*")
 """What stands for a class or a function of the user."""
-TRACKER_PACKAGES = {"tensorboard": "tensorboardX", "wandb": "wandb", "mlflow": "mlflow"}
-"""The packages of trackers by their names."""
 
 
 def _texts(value: Any, path: str) -> Iterator[tuple[str, str]]:
